@@ -1,0 +1,44 @@
+# `make` needs Python >= 3.11, git and make. Everything else lands in .venv.
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+DEMO   ?= demo
+CHECKED := svp feature_store pipelines tests benchmarks
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-all lint format bench clean
+
+help:  ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+$(VENV)/.ready: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit("svp needs Python >= 3.11. Got " + sys.version.split()[0] + ". Try: make PYTHON=python3.12 ...") if sys.version_info < (3, 11) else None'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+demo: $(VENV)/.ready  ## the main job on scikit-learn's digits, no download (under 4 minutes)
+	$(BIN)/svp demo $(DEMO)
+
+test: $(VENV)/.ready  ## the tests (CPU, no network)
+	$(BIN)/python -m pytest -n auto --dist worksteal -m "not slow and not gpu"
+
+test-all: $(VENV)/.ready  ## every test, the slow ones too
+	$(BIN)/python -m pytest -n auto --dist worksteal
+
+lint: $(VENV)/.ready  ## ruff, mypy, import contracts
+	$(BIN)/ruff check $(CHECKED)
+	$(BIN)/ruff format --check $(CHECKED)
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
+
+format: $(VENV)/.ready  ## let ruff fix what it can
+	$(BIN)/ruff check --fix $(CHECKED)
+	$(BIN)/ruff format $(CHECKED)
+
+bench: $(VENV)/.ready  ## quick speed benchmarks; results go to benchmarks/results
+	$(BIN)/python -m benchmarks.speed
+
+clean:  ## remove the environment and what the demo wrote
+	rm -rf $(VENV) $(DEMO)
