@@ -1,0 +1,1 @@
+"""Studies: one labelling campaign each, as a folder of plain files."""

@@ -1,0 +1,312 @@
+"""One choice of items: a proxy fitted on the labels so far, and a strategy run on the candidates.
+
+Computed from named inputs alone, so that a round can be replayed from its receipt.
+Shapes: M = items that may be labelled and have an embedding, L = labelled, U = candidates.
+"""
+
+import dataclasses
+import time
+from collections.abc import Collection, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from svp.errors import InputError
+from svp.seed import derive_seed
+from svp.study.config import StudyConfig
+from svp.study.features import read_features, split_rows
+from svp.study.learner import Learner, codes, fit_learner, predict, score
+from svp.study.options import (
+    build_named_strategy,
+    build_proxy_config,
+    proxy_section,
+)
+from svp.study.record import Pick
+from svp.study.study import Study
+from svp.study.tables import from_table
+
+if TYPE_CHECKING:
+    from feature_store.pool import Pool
+    from svp.proxies import ProxyConfig
+    from svp.strategies.base import Selection, Strategy
+    from svp.study.features import Features
+
+Int64Array = npt.NDArray[np.int64]
+
+
+class Clock:
+    """Seconds per stage of a round."""
+
+    def __init__(self) -> None:
+        """Start the first stage."""
+        self.seconds: dict[str, float] = {}
+        self._last = time.monotonic()
+
+    def lap(self, stage: str) -> None:
+        """End `stage` and start the next."""
+        moment = time.monotonic()
+        self.seconds[stage] = round(moment - self._last, 4)
+        self._last = moment
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Plan:
+    """What a round will use, built and checked before anything slow starts.
+
+    Attributes:
+        number: The round.
+        seed: The user's seed.
+        name: Strategy of a round with labels to learn from.
+        params: Its parameters.
+        strategy: The same, built.
+        first: Strategy before there are labels of two classes; None: `name` in any case.
+        first_strategy: The same, built.
+        proxy_kind: `linear` or `mlp`.
+        proxy_config: Settings of the proxy.
+    """
+
+    number: int
+    seed: int
+    name: str
+    params: Mapping[str, Any]
+    strategy: "Strategy"
+    first: str | None
+    first_strategy: "Strategy | None"
+    proxy_kind: str
+    proxy_config: "ProxyConfig"
+
+
+def plan_round(
+    config: StudyConfig,
+    *,
+    number: int,
+    strategy: str | None,
+    params: Mapping[str, Any] | None,
+    proxy: str | None,
+    seed: int | None,
+) -> Plan:
+    """Build the plan of a new round; arguments win over the study's configuration."""
+    section = config.strategy
+    name = section.name if strategy is None else strategy
+    if params is None:
+        params = section.params if name == section.name else {}
+    first = section.first_round if strategy is None else None
+    chosen = proxy_section(config, proxy)
+    return Plan(
+        number=number,
+        seed=config.seed if seed is None else seed,
+        name=name,
+        params=params,
+        strategy=build_named_strategy(name, params),
+        first=first,
+        first_strategy=None if first is None else build_named_strategy(first, {}),
+        proxy_kind=chosen.kind,
+        proxy_config=build_proxy_config(chosen),
+    )
+
+
+def plan_of_receipt(receipt: Mapping[str, Any]) -> Plan:
+    """Build the plan that a finished round had."""
+    from svp.proxies import LinearConfig, MLPConfig
+
+    strategy, proxy = receipt["strategy"], receipt["proxy"]
+    kind: type[LinearConfig | MLPConfig] = LinearConfig if proxy["kind"] == "linear" else MLPConfig
+    first = strategy["first"]
+    return Plan(
+        number=receipt["round"],
+        seed=receipt["seed"],
+        name=strategy["asked"],
+        params=strategy["asked_params"],
+        strategy=build_named_strategy(strategy["asked"], strategy["asked_params"]),
+        first=first,
+        first_strategy=None if first is None else build_named_strategy(first, {}),
+        proxy_kind=proxy["kind"],
+        proxy_config=from_table(kind, proxy["config"]),
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Choice:
+    """What came out.
+
+    Attributes:
+        picks: The items, in the order to label.
+        name: The strategy that chose them.
+        params: Its parameters.
+        first_round: Whether the first-round strategy stood in.
+        selection: What the strategy returned.
+        strategy: The strategy.
+        learner: The proxy and its classes.
+        names_L: Labels it was fitted on.
+        candidates: How many items could be chosen.
+        dropped: Items without an embedding because they could not be read.
+    """
+
+    picks: tuple[Pick, ...]
+    name: str
+    params: Mapping[str, Any]
+    first_round: bool
+    selection: "Selection"
+    strategy: "Strategy"
+    learner: Learner
+    names_L: tuple[str, ...]
+    candidates: int
+    dropped: int
+
+
+def choose(
+    study: Study,
+    pool: "Pool",
+    encoder_id: str,
+    plan: Plan,
+    *,
+    labels: Mapping[str, str],
+    pending: Collection[str],
+    budget: int,
+    device: str,
+    clock: Clock,
+) -> Choice:
+    """Choose `budget` items of `pool`.
+
+    Args:
+        study: Whose store holds the embeddings.
+        pool: The images.
+        encoder_id: Whose embeddings to use.
+        plan: Strategy, proxy and seed.
+        labels: Label by id.
+        pending: Ids selected earlier that still wait for a label.
+        budget: How many to choose.
+        device: Where tensors live.
+        clock: Takes the time of each stage.
+
+    Raises:
+        InputError: The budget exceeds the candidates, or embeddings are missing.
+    """
+    import torch
+
+    from svp.proxies import Standardiser
+    from svp.strategies.base import Budget, PoolView
+    from svp.strategies.catalog import run_strategy
+
+    features = read_features(study, study.open_store(), pool, encoder_id, split_rows(pool)["train"])
+    clock.lap("read")
+    labelled_L = _rows(features, labels)
+    taken = {*labels, *pending}
+    candidates_U = np.asarray(
+        [row for row, key in enumerate(features.ids) if key not in taken], dtype=np.int64
+    )
+    if budget > len(candidates_U):
+        raise InputError(
+            f"The budget must be at most {len(candidates_U)}, the items left to label. "
+            f"Got {budget}. Of {len(features.ids)} items {len(labelled_L)} are labelled and "
+            f"{len(pending)} wait for a label. Lower the budget."
+        )
+    names_L = tuple(labels[features.ids[row]] for row in labelled_L)
+    # A proxy needs two classes to tell apart; before that only the images themselves can speak.
+    first_round = plan.first_strategy is not None and len(set(names_L)) < 2
+    strategy = plan.strategy
+    name, params = plan.name, plan.params
+    if first_round and plan.first is not None and plan.first_strategy is not None:
+        strategy, name, params = plan.first_strategy, plan.first, {}
+    seed = derive_seed(plan.seed, "round", plan.number)
+    learner = fit_learner(
+        features.x_Md,
+        labelled_L,
+        names_L,
+        plan.proxy_config,
+        standardiser=Standardiser.fit(features.x_Md),
+        seed=derive_seed(seed, "proxy"),
+        device=device,
+    )
+    clock.lap("proxy")
+    view = PoolView(
+        embeddings_Nd=features.x_Md,
+        keys_N=features.keys(),
+        unlabelled_U=candidates_U,
+        labelled_L=labelled_L,
+        y_L=codes(names_L, learner.classes),
+        n_classes=len(learner.classes),
+        proxy=learner.proxy,
+    )
+    selection = run_strategy(
+        strategy,
+        view,
+        budget,
+        derive_seed(seed, "select"),
+        budget=Budget(device=torch.device(device)),
+    )
+    picks = tuple(_picks(selection, features, learner, device))
+    clock.lap("select")
+    return Choice(
+        picks=picks,
+        name=name,
+        params=params,
+        first_round=first_round,
+        selection=selection,
+        strategy=strategy,
+        learner=learner,
+        names_L=names_L,
+        candidates=len(candidates_U),
+        dropped=features.dropped,
+    )
+
+
+def evaluate(
+    study: Study,
+    pool: "Pool",
+    encoder_id: str,
+    learner: Learner,
+    *,
+    labels: Mapping[str, str],
+    device: str,
+) -> dict[str, dict[str, float]]:
+    """Score the proxy on the labelled items of the source's val and test splits, if any.
+
+    Labels imported into the study win over the source's own.
+    """
+    scores: dict[str, dict[str, float]] = {}
+    if learner.proxy is None:
+        return scores
+    own = pool.labels or (None,) * len(pool)
+    sides = split_rows(pool)
+    for side in ("val", "test"):
+        truth = {
+            pool.ids[row]: name
+            for row in sides[side].tolist()
+            if (name := labels.get(pool.ids[row], own[row])) is not None
+        }
+        rows = [row for row in sides[side].tolist() if pool.ids[row] in truth]
+        if not rows:
+            continue
+        part = read_features(study, study.open_store(), pool, encoder_id, rows)
+        if part.ids:
+            scores[side] = score(learner, part.x_Md, [truth[key] for key in part.ids], device)
+    return scores
+
+
+def _rows(features: "Features", labels: Mapping[str, str]) -> Int64Array:
+    rows = [row for row, key in enumerate(features.ids) if key in labels]
+    return np.asarray(rows, dtype=np.int64)
+
+
+def _picks(
+    selection: "Selection", features: "Features", learner: Learner, device: str
+) -> Iterator[Pick]:
+    import torch
+
+    predicted = None
+    if learner.proxy is not None:
+        predicted = predict(learner, features.x_Md[torch.from_numpy(selection.rows_b)], device)
+    for place, (row, utility) in enumerate(
+        zip(selection.rows_b.tolist(), selection.utility_b.tolist(), strict=True)
+    ):
+        yield Pick(
+            rank=place + 1,
+            id=features.ids[row],
+            uri=features.uris[row],
+            utility=utility,
+            reason=selection.reason.replace("{utility}", f"{utility:.4g}"),
+            predicted=learner.classes[predicted.class_M[place]] if predicted else None,
+            confidence=float(predicted.confidence_M[place]) if predicted else None,
+        )

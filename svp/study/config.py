@@ -1,0 +1,253 @@
+"""What a study is set to do: `study.toml` as frozen dataclasses, read and written.
+
+Options that belong to another stage (the proxy's, the strategy's, the fine-tune's) are carried as
+they are and checked by that stage's own dataclass before any work starts: see `svp.study.options`.
+"""
+
+import dataclasses
+import json
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final, Literal
+
+from svp.errors import InputError
+from svp.study.tables import from_table, to_table
+
+STUDY_FILE: Final = "study.toml"
+
+Options = Mapping[str, Any]
+
+
+def _require(ok: bool, message: str) -> None:
+    if not ok:
+        raise InputError(message)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class DataSection:
+    """Where the images are.
+
+    Attributes:
+        source: Image folders, CSV or Parquet manifests, zip or tar archives; several are joined.
+        root: Folder that the paths inside a manifest are relative to; default: the manifest's own.
+    """
+
+    source: tuple[str, ...]
+    root: str | None = None
+
+    def __post_init__(self) -> None:
+        _require(
+            bool(self.source) and all(self.source),
+            "data.source must name at least one folder, manifest or archive. Got none. "
+            'Write source = ["path/to/images"].',
+        )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class EncoderSection:
+    """Which network turns images into embeddings, and how it runs.
+
+    Attributes:
+        spec: Encoder spec, such as `open_clip:ViT-B-32/laion2b_s34b_b79k`.
+        precision: Numeric mode; part of the encoder's identity.
+        batch_size: Images per forward pass.
+        workers: Decoding threads; 0 = one per core.
+    """
+
+    spec: str
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    batch_size: int = 256
+    workers: int = 0
+
+    def __post_init__(self) -> None:
+        _require(
+            bool(self.spec.strip()),
+            "encoder.spec must name an encoder. Got nothing. `svp encoders` lists them.",
+        )
+        _require(
+            self.batch_size >= 1,
+            f"encoder.batch_size must be at least 1. Got {self.batch_size}. Correct it.",
+        )
+        _require(
+            self.workers >= 0,
+            f"encoder.workers must be 0 (one per core) or more. Got {self.workers}. Correct it.",
+        )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class StoreSection:
+    """Where embeddings are kept; many studies share one store."""
+
+    url: str
+
+    def __post_init__(self) -> None:
+        _require(bool(self.url), "store.url must name a folder. Got nothing. Write one.")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class ProxySection:
+    """The head trained on embeddings to choose by.
+
+    Attributes:
+        kind: `linear` (convex, solved to its optimum) or `mlp` (one hidden layer).
+        options: The other keys, which belong to that proxy's own configuration.
+    """
+
+    kind: Literal["linear", "mlp"] = "linear"
+    options: Options = dataclasses.field(default_factory=dict, metadata={"rest": True})
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class StrategySection:
+    """How items are chosen.
+
+    Attributes:
+        name: Strategy of every round that has labels to learn from.
+        first_round: Strategy before there are labels of two classes.
+        params: Parameters of the strategy.
+    """
+
+    name: str = "margin"
+    first_round: Literal["kmeans", "random"] = "kmeans"
+    params: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class FinetuneSection:
+    """The final training; every key belongs to the fine-tune's own configuration."""
+
+    options: Options = dataclasses.field(default_factory=dict, metadata={"rest": True})
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class StudyConfig:
+    """One labelling campaign.
+
+    Attributes:
+        name: What people call it.
+        seed: Decides every random choice of the study.
+        data: Where the images are.
+        encoder: Which network embeds them.
+        store: Where embeddings are kept.
+        proxy: The head trained for selection.
+        strategy: How items are chosen.
+        finetune: The final training.
+    """
+
+    name: str
+    seed: int = 0
+    data: DataSection
+    encoder: EncoderSection
+    store: StoreSection
+    proxy: ProxySection = dataclasses.field(default_factory=ProxySection)
+    strategy: StrategySection = dataclasses.field(default_factory=StrategySection)
+    finetune: FinetuneSection = dataclasses.field(default_factory=FinetuneSection)
+
+    def __post_init__(self) -> None:
+        _require(self.seed >= 0, f"seed must be 0 or more. Got {self.seed}. Correct it.")
+
+
+def parse_study(
+    table: Mapping[str, Any], overrides: Mapping[str, Any] | None = None
+) -> StudyConfig:
+    """Build a configuration from the table of a study file.
+
+    Args:
+        table: What TOML gives.
+        overrides: Values by dotted key, such as `{"strategy.name": "badge"}`, that win.
+
+    Raises:
+        InputError: A key is unknown or a value wrong; the message names the dotted path.
+    """
+    merged: dict[str, Any] = {
+        key: dict(value) if isinstance(value, Mapping) else value for key, value in table.items()
+    }
+    for dotted, value in (overrides or {}).items():
+        *parents, last = dotted.split(".")
+        target = merged
+        for parent in parents:
+            inner = target.get(parent, {})
+            if not isinstance(inner, Mapping):
+                raise InputError(f"{dotted} must lie in a table. Got {parent} = {inner!r}.")
+            target[parent] = dict(inner)
+            target = target[parent]
+        target[last] = value
+    return from_table(StudyConfig, merged)
+
+
+def read_study_toml(path: Path, overrides: Mapping[str, Any] | None = None) -> StudyConfig:
+    """Read a study file; see `parse_study`."""
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} must be TOML. Got: {error}. Correct that line.") from error
+    try:
+        return parse_study(table, overrides)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
+
+
+def write_study_toml(config: StudyConfig) -> str:
+    """Return the study file of `config`: commented TOML that reads back to an equal value."""
+    table = to_table(config)
+    lines = [
+        "# A study of svp: which images to label next.",
+        "# Relative paths are relative to this file. Unknown keys are refused.",
+        "",
+        f"name = {_value(table.pop('name'))}",
+        f"seed = {_value(table.pop('seed'))}  # decides every random choice",
+    ]
+    for name, comment in _SECTIONS.items():
+        section = table.pop(name, {})
+        lines += ["", *(f"# {line}" for line in comment), f"[{name}]"]
+        tables = {key: value for key, value in section.items() if isinstance(value, dict)}
+        lines += [f"{_key(k)} = {_value(v)}" for k, v in section.items() if k not in tables]
+        for key, inner in tables.items():
+            if inner:
+                lines += ["", f"[{name}.{_key(key)}]"]
+                lines += [f"{_key(k)} = {_value(v)}" for k, v in inner.items()]
+    return "\n".join(lines) + "\n"
+
+
+_SECTIONS: Final[Mapping[str, tuple[str, ...]]] = {
+    "data": ("Image folders, CSV or Parquet manifests, zip or tar archives; several are joined.",),
+    "encoder": (
+        "The network that turns images into embeddings. Changing spec or precision embeds anew.",
+        "precision: fp32, bf16 or fp16. workers: decoding threads, 0 = one per core.",
+    ),
+    "store": ("Where embeddings are kept. Many studies may share one store.",),
+    "proxy": ("The head trained on embeddings to choose by: kind is linear or mlp.",),
+    "strategy": (
+        "`svp strategies` lists the names; parameters go under [strategy.params].",
+        "first_round chooses before there are labels: kmeans (spread out) or random.",
+    ),
+    "finetune": ("The final training; `svp finetune` uses its defaults for what is not here.",),
+}
+
+
+def _key(key: str) -> str:
+    bare = key.isascii() and key.replace("-", "").replace("_", "").isalnum()
+    return key if bare else _text(key)
+
+
+def _text(text: str) -> str:
+    # JSON strings are TOML strings, except that TOML also wants DEL escaped.
+    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, str):
+        return _text(value)
+    if isinstance(value, float):
+        return repr(value)
+    if isinstance(value, int):
+        return str(value)
+    if isinstance(value, list):
+        return f"[{', '.join(_value(entry) for entry in value)}]"
+    if isinstance(value, dict):
+        inner = ", ".join(f"{_key(k)} = {_value(v)}" for k, v in value.items())
+        return f"{{ {inner} }}" if inner else "{}"
+    raise InputError(f"A study file must hold text, numbers, lists and tables. Got {value!r}.")

@@ -1,0 +1,147 @@
+"""One fit of a proxy on a study's labels, and what it predicts.
+
+Shapes: M = items with an embedding, L = labelled, C = classes seen so far, d = features.
+"""
+
+import dataclasses
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from svp.metrics import accuracy, balanced_accuracy, macro_f1
+
+if TYPE_CHECKING:
+    import torch
+
+    from svp.proxies import Proxy, ProxyConfig, Standardiser
+
+Int64Array = npt.NDArray[np.int64]
+Float32Array = npt.NDArray[np.float32]
+
+_TILE_ROWS = 16_384
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Learner:
+    """A proxy with the names of its classes.
+
+    Attributes:
+        classes: Names of classes 0 … C-1.
+        proxy: The trained proxy; None with labels of fewer than two classes.
+        train_s: Seconds the fit took.
+    """
+
+    classes: tuple[str, ...]
+    proxy: "Proxy | None"
+    train_s: float
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Prediction:
+    """Class and confidence of every item asked about.
+
+    Attributes:
+        class_M: Class numbers of the learner.
+        confidence_M: Probability of that class.
+    """
+
+    class_M: Int64Array
+    confidence_M: Float32Array
+
+
+def fit_learner(
+    x_Md: "torch.Tensor",
+    rows_L: Int64Array,
+    names_L: Sequence[str],
+    config: "ProxyConfig",
+    *,
+    standardiser: "Standardiser",
+    seed: int,
+    device: str,
+) -> Learner:
+    """Fit a proxy on the labelled rows of `x_Md`.
+
+    Args:
+        x_Md: Embeddings.
+        rows_L: Labelled rows.
+        names_L: Their class names; the learner's classes are these, sorted.
+        config: Kind and settings of the proxy.
+        standardiser: Of the pool.
+        seed: Decides initialisation and order.
+        device: Where to fit.
+    """
+    import torch
+
+    from svp.proxies import fit_proxy
+
+    classes = tuple(sorted(set(names_L)))
+    if len(classes) < 2:
+        return Learner(classes=classes, proxy=None, train_s=0.0)
+    start = time.monotonic()
+    number = {name: index for index, name in enumerate(classes)}
+    y_L = torch.tensor([number[name] for name in names_L], dtype=torch.int64)
+    x_Ld = x_Md[torch.from_numpy(rows_L).to(x_Md.device)].to(device=device, dtype=torch.float32)
+    proxy = fit_proxy(
+        x_Ld,
+        y_L.to(device),
+        len(classes),
+        config,
+        standardiser=standardiser,
+        seed=seed,
+        device=torch.device(device),
+    )
+    return Learner(classes=classes, proxy=proxy, train_s=time.monotonic() - start)
+
+
+def predict(learner: Learner, x_Md: "torch.Tensor", device: str) -> Prediction:
+    """Predict every row; with one known class, that class with confidence 1."""
+    import torch
+
+    if learner.proxy is None:
+        return Prediction(
+            class_M=np.zeros(len(x_Md), dtype=np.int64),
+            confidence_M=np.ones(len(x_Md), dtype=np.float32),
+        )
+    classes, confidences = [], []
+    with torch.no_grad():
+        for start in range(0, len(x_Md), _TILE_ROWS):
+            tile_Td = x_Md[start : start + _TILE_ROWS].to(device=device, dtype=torch.float32)
+            best = learner.proxy.logits(tile_Td).float().softmax(dim=1).max(dim=1)
+            classes.append(best.indices)
+            confidences.append(best.values)
+    if not classes:
+        return Prediction(
+            class_M=np.zeros(0, dtype=np.int64), confidence_M=np.zeros(0, dtype=np.float32)
+        )
+    return Prediction(
+        class_M=torch.cat(classes).cpu().numpy(),
+        confidence_M=torch.cat(confidences).cpu().numpy(),
+    )
+
+
+def codes(names: Sequence[str], classes: Sequence[str]) -> Int64Array:
+    """Return class numbers of names; names beyond `classes` get the numbers after C, sorted.
+
+    So a class that is evaluated but was never seen in training is an error, not a crash.
+    """
+    number = {name: index for index, name in enumerate(classes)}
+    for name in sorted(set(names) - set(classes)):
+        number[name] = len(number)
+    return np.asarray([number[name] for name in names], dtype=np.int64)
+
+
+def score(
+    learner: Learner, x_Md: "torch.Tensor", names_M: Sequence[str], device: str
+) -> dict[str, float]:
+    """Return accuracy, balanced accuracy and macro F1 on items with known labels."""
+    y_M = codes(names_M, learner.classes)
+    predicted_M = predict(learner, x_Md, device).class_M
+    return {
+        "items": len(y_M),
+        "accuracy": accuracy(y_M, predicted_M),
+        "balanced_accuracy": balanced_accuracy(y_M, predicted_M),
+        "macro_f1": macro_f1(y_M, predicted_M),
+    }

@@ -1,0 +1,70 @@
+"""Options that a study file carries for other stages, built into those stages' own types."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from svp.errors import InputError
+from svp.study.config import ProxySection, StudyConfig
+from svp.study.tables import from_table, near_names
+
+if TYPE_CHECKING:
+    from svp.finetune.config import FinetuneConfig
+    from svp.proxies import ProxyConfig
+    from svp.strategies.base import Strategy
+
+
+def build_proxy_config(section: ProxySection) -> "ProxyConfig":
+    """Return the configuration of the proxy that `[proxy]` describes."""
+    from svp.proxies import LinearConfig, MLPConfig
+
+    kind: type[LinearConfig | MLPConfig] = LinearConfig if section.kind == "linear" else MLPConfig
+    return from_table(kind, section.options, "proxy")
+
+
+def proxy_section(config: StudyConfig, kind: str | None) -> ProxySection:
+    """Return the study's proxy section, or the defaults of another kind if one is asked for."""
+    if kind is None or kind == config.proxy.kind:
+        return config.proxy
+    if kind == "linear":
+        return ProxySection(kind="linear")
+    if kind == "mlp":
+        return ProxySection(kind="mlp")
+    raise InputError(f"A proxy must be linear or mlp. Got {kind}. Choose one of them.")
+
+
+def build_named_strategy(name: str, params: Mapping[str, Any]) -> "Strategy":
+    """Return the strategy `name` with `params`; unknown names and parameters are refused."""
+    from svp.strategies.catalog import build_strategy
+
+    return build_strategy(name, params)
+
+
+def build_finetune_config(options: Mapping[str, Any]) -> "FinetuneConfig":
+    """Return the fine-tune's configuration: its preset's, with the other keys replaced."""
+    from svp.finetune.config import FinetuneConfig
+    from svp.finetune.presets import PRESETS
+
+    chosen = dict(options)
+    preset = chosen.pop("preset", None)
+    if preset is not None and preset not in PRESETS:
+        raise InputError(
+            f"finetune.preset is not a preset of svp. Got {preset!r}. "
+            f"{near_names(str(preset), PRESETS)}"
+        )
+    base = FinetuneConfig() if preset is None else PRESETS[preset]
+    # Checks names and types of what is written; alone, because steps and epochs exclude each
+    # other and a study file cannot say None.
+    if "epochs" in chosen and "steps" not in chosen:
+        base = dataclasses.replace(base, steps=None, epochs=1)
+    elif "steps" in chosen and "epochs" not in chosen:
+        base = dataclasses.replace(base, steps=1, epochs=None)
+    defaults = {field.name: getattr(base, field.name) for field in dataclasses.fields(base)}
+    return from_table(FinetuneConfig, {**defaults, **chosen}, "finetune")
+
+
+def check_options(config: StudyConfig) -> None:
+    """Refuse unknown or wrong options of every stage, before any work."""
+    build_proxy_config(config.proxy)
+    build_named_strategy(config.strategy.name, config.strategy.params)
+    build_finetune_config(config.finetune.options)

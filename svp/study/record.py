@@ -1,0 +1,151 @@
+"""A finished round on disk: its selection and its receipt, read and written."""
+
+import csv
+import dataclasses
+import io
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from feature_store.atomic import write_bytes
+from feature_store.digest import canonical_json, sha256_hex
+from svp.study.study import Study
+
+SELECTION_COLUMNS: Final = (
+    "round",
+    "rank",
+    "id",
+    "uri",
+    "utility",
+    "reason",
+    "strategy",
+    "predicted",
+    "confidence",
+)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Pick:
+    """One selected item.
+
+    Attributes:
+        rank: Place in the order to label, from 1.
+        id: The item.
+        uri: What the source reads it by.
+        utility: Utility when it was chosen; higher = sooner.
+        reason: Why, for people.
+        predicted: The proxy's class; None in a round without proxy.
+        confidence: The proxy's probability of it.
+    """
+
+    rank: int
+    id: str
+    uri: str
+    utility: float
+    reason: str
+    predicted: str | None
+    confidence: float | None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class RoundResult:
+    """A round on disk.
+
+    Attributes:
+        number: Its number, from 0.
+        folder: Its folder.
+        picks: The selected items, in the order to label.
+        receipt: What `round.json` says.
+        reopened: Whether it was there before: nothing new was labelled since.
+    """
+
+    number: int
+    folder: Path
+    picks: tuple[Pick, ...]
+    receipt: Mapping[str, Any]
+    reopened: bool
+
+
+def round_folders(study: Study) -> list[Path]:
+    """Return the folders of finished rounds, oldest first."""
+    if not study.rounds_dir.is_dir():
+        return []
+    return sorted(
+        folder
+        for folder in study.rounds_dir.iterdir()
+        if folder.name.isdigit() and (folder / "round.json").is_file()
+    )
+
+
+def read_round(folder: Path, *, reopened: bool = True) -> RoundResult:
+    """Read a finished round."""
+    receipt: dict[str, Any] = json.loads((folder / "round.json").read_text(encoding="utf-8"))
+    with (folder / "selection.csv").open(encoding="utf-8", newline="") as stream:
+        picks = tuple(
+            Pick(
+                rank=int(row["rank"]),
+                id=row["id"],
+                uri=row["uri"],
+                utility=float(row["utility"]),
+                reason=row["reason"],
+                predicted=row["predicted"] if row["confidence"] else None,
+                confidence=float(row["confidence"]) if row["confidence"] else None,
+            )
+            for row in csv.DictReader(stream)
+        )
+    return RoundResult(
+        number=int(folder.name), folder=folder, picks=picks, receipt=receipt, reopened=reopened
+    )
+
+
+def read_rounds(study: Study) -> list[RoundResult]:
+    """Read every finished round, oldest first."""
+    return [read_round(folder) for folder in round_folders(study)]
+
+
+def selection_digest(picks: tuple[Pick, ...]) -> str:
+    """Return a digest of the selected ids in their order."""
+    return sha256_hex(canonical_json([pick.id for pick in picks]))
+
+
+def write_selection(folder: Path, number: int, strategy: str, picks: tuple[Pick, ...]) -> None:
+    """Write the picks as CSV and as Parquet."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    rows = [
+        {
+            "round": number,
+            "rank": pick.rank,
+            "id": pick.id,
+            "uri": pick.uri,
+            "utility": pick.utility,
+            "reason": pick.reason,
+            "strategy": strategy,
+            "predicted": pick.predicted,
+            "confidence": pick.confidence,
+        }
+        for pick in picks
+    ]
+    text = io.StringIO()
+    writer = csv.DictWriter(text, SELECTION_COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_bytes(folder / "selection.csv", text.getvalue().encode())
+    schema = pa.schema(
+        [
+            ("round", pa.int64()),
+            ("rank", pa.int64()),
+            ("id", pa.string()),
+            ("uri", pa.string()),
+            ("utility", pa.float64()),
+            ("reason", pa.string()),
+            ("strategy", pa.string()),
+            ("predicted", pa.string()),
+            ("confidence", pa.float64()),
+        ]
+    )
+    raw = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist(rows, schema=schema), raw)
+    write_bytes(folder / "selection.parquet", raw.getvalue())

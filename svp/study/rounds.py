@@ -1,0 +1,256 @@
+"""Select a round: which items to label next, and the receipt that says why.
+
+A round exists when its `round.json` does; it is written last, so a killed `select` leaves nothing
+that counts and the next one starts over.
+"""
+
+import dataclasses
+import shutil
+from collections import Counter
+from collections.abc import Collection, Mapping
+from typing import TYPE_CHECKING, Any
+
+from feature_store.atomic import write_json
+from svp.errors import IdentityError, InputError
+from svp.metrics import imbalance
+from svp.progress import Progress, Silent
+from svp.provenance import hardware, now, versions
+from svp.study.choice import Choice, Clock, Plan, choose, evaluate, plan_of_receipt, plan_round
+from svp.study.labels import label_files, labels_digest, read_labels
+from svp.study.record import (
+    RoundResult,
+    read_round,
+    read_rounds,
+    selection_digest,
+    write_selection,
+)
+from svp.study.study import Study
+from svp.study.tables import to_table
+
+if TYPE_CHECKING:
+    from svp.data import Scan
+
+
+def select(
+    study: Study,
+    budget: int,
+    *,
+    strategy: str | None = None,
+    params: Mapping[str, Any] | None = None,
+    proxy: str | None = None,
+    seed: int | None = None,
+    device: str = "cpu",
+    progress: Progress | None = None,
+) -> RoundResult:
+    """Choose the next `budget` items to label and write the round.
+
+    Without new labels since the last round, that round is returned unchanged: its items are
+    still waiting.
+
+    Args:
+        study: The study.
+        budget: How many items.
+        strategy: Instead of the study's, also in a first round.
+        params: Its parameters; the study's own when `strategy` is the study's too.
+        proxy: `linear` or `mlp` instead of the study's.
+        seed: Instead of the study's.
+        device: Where tensors live.
+        progress: Where to report.
+
+    Raises:
+        InputError: The budget is larger than what is left, embeddings are missing, the strategy
+            is unknown or cannot run, or the open round was asked for differently.
+    """
+    if budget < 1:
+        raise InputError(f"The budget must be at least 1. Got {budget}. Ask for more items.")
+    progress = progress if progress is not None else Silent()
+    labels = read_labels(study)
+    done = read_rounds(study)
+    asked = {"budget": budget, "strategy": strategy, "proxy": proxy, "seed": seed}
+    if done and _is_open(done[-1], labels):
+        _check_same(done[-1], asked)
+        return done[-1]
+    plan = plan_round(
+        study.config,
+        number=done[-1].number + 1 if done else 0,
+        strategy=strategy,
+        params=params,
+        proxy=proxy,
+        seed=seed,
+    )
+    encoder_id = study.encoder_id()
+    clock = Clock()
+    scan = study.scan(progress=progress)
+    clock.lap("scan")
+    pending = _pending(done, labels)
+    choice = choose(
+        study,
+        scan.pool,
+        encoder_id,
+        plan,
+        labels=labels,
+        pending=pending,
+        budget=budget,
+        device=device,
+        clock=clock,
+    )
+    metrics = evaluate(study, scan.pool, encoder_id, choice.learner, labels=labels, device=device)
+    clock.lap("evaluate")
+    receipt = {
+        **_receipt(study, plan, choice, scan, encoder_id, labels),
+        "budget": budget,
+        "metrics": metrics,
+        "device": device,
+    }
+    folder = study.rounds_dir / f"{plan.number:03d}"
+    if folder.exists():
+        shutil.rmtree(folder)  # a killed run's: without its round.json it never existed
+    folder.mkdir(parents=True)
+    write_selection(folder, plan.number, choice.name, choice.picks)
+    if choice.learner.proxy is not None:
+        choice.learner.proxy.save(folder / "proxy.safetensors")
+    clock.lap("write")
+    write_json(folder / "round.json", {**receipt, "timings_s": clock.seconds})
+    progress.say(f"Round {plan.number}: {budget} items by {choice.name}, in {folder}")
+    return read_round(folder, reopened=False)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class ReplayResult:
+    """A round computed again.
+
+    Attributes:
+        number: The round.
+        identical: Whether the same items came out in the same order.
+        differing: Ranks at which they differ.
+    """
+
+    number: int
+    identical: bool
+    differing: tuple[int, ...]
+
+
+def replay(
+    study: Study, number: int, *, device: str = "cpu", progress: Progress | None = None
+) -> ReplayResult:
+    """Recompute a round from its receipt: the labels, settings and embeddings of its time.
+
+    Raises:
+        InputError: There is no such round, or imports it used are gone.
+        IdentityError: The study's images are not those of the round any more.
+    """
+    done = read_rounds(study)
+    found = next((earlier for earlier in done if earlier.number == number), None)
+    if found is None:
+        known = ", ".join(str(earlier.number) for earlier in done) or "none"
+        raise InputError(f"A round must be one of: {known}. Got {number}. Name one of them.")
+    receipt = found.receipt
+    labels = read_labels(study, receipt["labels"]["files"])
+    pool = study.scan(progress=progress).pool
+    if pool.id != receipt["pool"]["id"]:
+        raise IdentityError(
+            f"The images must be those of round {number}, pool {receipt['pool']['id']}. "
+            f"Got pool {pool.id}: images were added, changed or removed since."
+        )
+    choice = choose(
+        study,
+        pool,
+        receipt["encoder"]["id"],
+        plan_of_receipt(receipt),
+        labels=labels,
+        pending=_pending([earlier for earlier in done if earlier.number < number], labels),
+        budget=receipt["budget"],
+        device=device,
+        clock=Clock(),
+    )
+    differing = tuple(
+        before.rank
+        for before, after in zip(found.picks, choice.picks, strict=True)
+        if before.id != after.id
+    )
+    return ReplayResult(number=number, identical=not differing, differing=differing)
+
+
+def _is_open(last: RoundResult, labels: Mapping[str, str]) -> bool:
+    unchanged: bool = last.receipt["labels"]["digest"] == labels_digest(labels)
+    return unchanged and any(pick.id not in labels for pick in last.picks)
+
+
+def _check_same(last: RoundResult, asked: Mapping[str, Any]) -> None:
+    receipt = last.receipt
+    used = {
+        "budget": (receipt["budget"],),
+        "strategy": (receipt["strategy"]["name"], receipt["strategy"]["asked"]),
+        "proxy": (receipt["proxy"]["kind"],),
+        "seed": (receipt["seed"],),
+    }
+    for name, value in asked.items():
+        if value is not None and value not in used[name]:
+            raise InputError(
+                f"Round {last.number} must be labelled before another is selected: it was asked "
+                f"with {name} {used[name][0]} and its items wait. Got {name} {value}. "
+                f"Import labels, or delete {last.folder} to select it anew."
+            )
+
+
+def _pending(done: Collection[RoundResult], labels: Mapping[str, str]) -> set[str]:
+    return {pick.id for earlier in done for pick in earlier.picks} - labels.keys()
+
+
+def _receipt(
+    study: Study,
+    plan: Plan,
+    choice: Choice,
+    scan: "Scan",
+    encoder_id: str,
+    labels: Mapping[str, str],
+) -> dict[str, Any]:
+    counts = Counter(choice.names_L)
+    encoder = study.config.encoder
+    return {
+        "schema": "svp.round/1",
+        "round": plan.number,
+        "created": now(),
+        "seed": plan.seed,
+        "pool": {
+            "id": scan.pool.id,
+            "items": len(scan.pool),
+            "unreadable": len(scan.failures) + choice.dropped,
+            "candidates": choice.candidates,
+        },
+        "encoder": {
+            "id": encoder_id,
+            "spec": encoder.spec,
+            "precision": encoder.precision,
+            "view": "eval",
+        },
+        "labels": {
+            "digest": labels_digest(labels),
+            "files": label_files(study),
+            "count": len(labels),
+            "used": len(choice.names_L),
+            "classes": dict(sorted(counts.items())),
+            "imbalance": dataclasses.asdict(imbalance(list(counts.values()))) if counts else None,
+        },
+        "strategy": {
+            "name": choice.name,
+            "params": dict(choice.params),
+            "first_round": choice.first_round,
+            "asked": plan.name,
+            "asked_params": dict(plan.params),
+            "first": plan.first,
+            "exactness": choice.selection.exactness,
+            "counters": dict(choice.selection.counters),
+            "uses_oracle": choice.strategy.uses_oracle,
+        },
+        "proxy": {
+            "kind": plan.proxy_kind,
+            "config": dataclasses.asdict(plan.proxy_config),
+            "fitted": choice.learner.proxy is not None,
+            "classes": list(choice.learner.classes),
+        },
+        "selection": {"digest": selection_digest(choice.picks)},
+        "config": to_table(study.config),
+        "versions": versions(),
+        "hardware": hardware(),
+    }
