@@ -1,0 +1,1 @@
+"""Pretrained networks as encoders: exact weights, exact preprocessing, one identity."""
