@@ -1,0 +1,350 @@
+"""Reading one published segment: nothing leaves here that does not match its manifest.
+
+Segments with exactly our codecs are read directly: chunk files straight into the caller's array,
+checked block by block while a block is still in cache (0.96 of `np.load`, against 0.73 when the
+whole chunk is checked after reading it). Anything else goes through zarr-python.
+
+Shapes: K = rows asked of this segment, d = dim.
+"""
+
+import functools
+import hashlib
+import mmap
+import sys
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Final
+
+import crc32c
+import numpy as np
+from numpy.typing import NDArray
+
+from feature_store import layout
+from feature_store.errors import CorruptChunkError
+from feature_store.layout import CHECKSUM_BYTES, DIGEST_BYTES
+from feature_store.manifest import SegmentManifest, StoredObject
+from feature_store.storage import Storage
+
+THREADS: Final = 2
+BLOCK_BYTES: Final = 2**20
+_OPEN_MAPS: Final = 256  # below the usual limit of 1024 files: Python's mmap keeps the file open
+
+
+class Maps:
+    """Memory maps of chunk files, the most recently used kept open."""
+
+    def __init__(self, limit: int = _OPEN_MAPS) -> None:
+        self._limit = limit
+        self._maps: OrderedDict[str, mmap.mmap] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def get(self, key: str, create: Callable[[], mmap.mmap]) -> mmap.mmap:
+        """Return the map called `key`, made by `create` if it is not open."""
+        with self._lock:
+            found = self._maps.get(key)
+            if found is None:
+                found = self._maps[key] = create()
+                if len(self._maps) > self._limit:
+                    # Arrays over it keep it alive; it closes with the last of them.
+                    self._maps.popitem(last=False)
+            else:
+                self._maps.move_to_end(key)
+            return found
+
+
+class SegmentReader:
+    """Reads rows of one segment. Safe to use from several threads."""
+
+    def __init__(
+        self, storage: Storage, prefix: str, manifest: SegmentManifest, maps: Maps | None = None
+    ) -> None:
+        self.manifest = manifest
+        self.dtype = np.dtype(manifest.dtype)
+        self._storage = storage
+        self._prefix = f"{prefix}/{manifest.id}"
+        self._maps = maps if maps is not None else Maps()
+        self._stored_dtype = self.dtype.newbyteorder("<")
+        self._verified: set[int] = set()
+        self._payload_bytes = manifest.chunk_rows * manifest.row_bytes
+
+    @functools.cached_property
+    def is_direct(self) -> bool:
+        """Whether the segment has exactly our codecs. Reading this proves its metadata."""
+        manifest = self.manifest
+        metadata = {stored.key: self._checked(stored) for stored in manifest.metadata}
+        return (
+            metadata.get("embeddings/zarr.json")
+            == layout.embeddings_metadata(
+                manifest.rows, manifest.dim, chunk_rows=manifest.chunk_rows, dtype=manifest.dtype
+            )
+            and metadata.get("digests/zarr.json") == layout.digests_metadata(manifest.rows)
+            # What the direct path reads must be in one piece per chunk of the grid.
+            and len(manifest.embeddings) == -(-manifest.rows // manifest.chunk_rows)
+        )
+
+    def digests(self) -> NDArray[np.uint8]:
+        """Return the digest of each row, (rows, 32), zero where the item failed; verified."""
+        if not self.is_direct:
+            self._check_all()
+            digests = np.asarray(self._zarr("digests")[:], np.uint8)
+        else:
+            parts = [self._checked(stored)[:-CHECKSUM_BYTES] for stored in self.manifest.digests]
+            flat = np.frombuffer(b"".join(parts), np.uint8)
+            digests = flat.reshape(-1, DIGEST_BYTES)[: self.manifest.rows]
+        if len(digests) != self.manifest.rows:
+            raise self._damaged("digests", f"{len(digests)} rows")
+        return digests
+
+    def read(
+        self,
+        rows: NDArray[np.int64],
+        positions: NDArray[np.int64],
+        out: NDArray[Any],
+        *,
+        verify: bool = True,
+    ) -> None:
+        """Copy rows of this segment into rows of `out`.
+
+        Args:
+            rows: Rows of the segment, (K,).
+            positions: Rows of `out` that receive them, (K,).
+            out: (N, d) C-contiguous array of this segment's dtype.
+            verify: Check every chunk that is touched; scattered reads check a chunk once.
+
+        Raises:
+            CorruptChunkError: If a chunk is missing, short or differs from the manifest.
+        """
+        if len(rows) == 0:
+            return
+        chunk_rows = self.manifest.chunk_rows
+        chunk_of = rows // chunk_rows
+        breaks = np.flatnonzero(
+            (np.diff(rows) != 1) | (np.diff(positions) != 1) | (np.diff(chunk_of) != 0)
+        )
+        starts = np.concatenate(([0], breaks + 1))
+        lengths = np.diff(np.append(starts, len(rows)))
+        # A run of at least half a chunk is read as a slice: checking it costs at most double.
+        sliced = 2 * lengths >= np.minimum(
+            chunk_rows, self.manifest.rows - chunk_of[starts] * chunk_rows
+        )
+        direct = self.is_direct
+
+        def read_slice(run: tuple[int, int]) -> None:
+            start, length = run
+            row, position = int(rows[start]), int(positions[start])
+            index = row // chunk_rows
+            target = out[position : position + length]
+            lower = row - index * chunk_rows
+            if not direct or self._path(index) is None or self._stored_dtype != self.dtype:
+                target[...] = self._chunk(index, verify=verify)[lower : lower + length]
+            else:
+                self._read_into(index, lower, target, verify=verify)
+
+        _each(
+            read_slice,
+            list(zip(starts[sliced].tolist(), lengths[sliced].tolist(), strict=True)),
+        )
+        rest = np.repeat(~sliced, lengths)
+        if rest.any():
+            self._gather(rows[rest], positions[rest], out, verify=verify)
+
+    def problems(self) -> list[CorruptChunkError]:
+        """Check every stored byte of the segment and return what is wrong."""
+        found: list[CorruptChunkError] = []
+        for stored in self.manifest.objects():
+            try:
+                data = self._checked(stored)
+                if stored.crc32c is not None and stored.crc32c != crc32c.crc32c(
+                    memoryview(data)[:-CHECKSUM_BYTES]
+                ):
+                    raise self._damaged(stored.key, "another checksum")
+            except CorruptChunkError as error:
+                found.append(error)
+        return found
+
+    def _gather(
+        self,
+        rows: NDArray[np.int64],
+        positions: NDArray[np.int64],
+        out: NDArray[Any],
+        *,
+        verify: bool,
+    ) -> None:
+        # Sorted, each page of a file is touched once and in the direction the kernel expects.
+        order = np.argsort(rows, kind="stable")
+        rows, positions = rows[order], positions[order]
+        chunk_rows = self.manifest.chunk_rows
+        touched, starts = np.unique(rows // chunk_rows, return_index=True)
+        stops = np.append(starts[1:], len(rows))
+        if verify and self.is_direct:
+            _each(self._verify, [int(i) for i in touched if int(i) not in self._verified])
+        for index, start, stop in zip(
+            touched.tolist(), starts.tolist(), stops.tolist(), strict=True
+        ):
+            x_Bd = self._chunk(index, verify=verify)
+            out[positions[start:stop]] = x_Bd[rows[start:stop] - index * chunk_rows]
+
+    def _chunk(self, index: int, *, verify: bool) -> NDArray[Any]:
+        """Return the rows of a chunk as an array that may be a view of the file."""
+        chunk_rows = self.manifest.chunk_rows
+        start = index * chunk_rows
+        stop = min(start + chunk_rows, self.manifest.rows)
+        if not self.is_direct:
+            if verify:
+                self._check_all()
+            return np.asarray(self._zarr("embeddings")[start:stop])
+        if verify and index not in self._verified:
+            self._verify(index)
+        x_Bd = np.frombuffer(self._buffer(index), self._stored_dtype, (stop - start) * self._dim)
+        return x_Bd.reshape(-1, self._dim)
+
+    @property
+    def _dim(self) -> int:
+        return self.manifest.dim
+
+    def _verify(self, index: int) -> None:
+        data = memoryview(self._buffer(index))
+        checksum = 0
+        for start in range(0, self._payload_bytes, BLOCK_BYTES):
+            stop = min(start + BLOCK_BYTES, self._payload_bytes)
+            checksum = crc32c.crc32c(data[start:stop], checksum)
+        self._compare(index, checksum, bytes(data[self._payload_bytes :]))
+
+    def _compare(self, index: int, checksum: int, trailer: bytes) -> None:
+        # The manifest's checksum, not only the chunk's own: a chunk that was swapped with
+        # another one is consistent in itself.
+        stored = self.manifest.embeddings[index]
+        expected = (checksum & 0xFFFFFFFF).to_bytes(CHECKSUM_BYTES, "little")
+        if checksum != stored.crc32c or trailer != expected:
+            raise self._damaged(stored.key, "another checksum")
+        self._verified.add(index)
+
+    def _read_into(self, index: int, lower: int, target: NDArray[Any], *, verify: bool) -> None:
+        """Read rows [lower, lower + len(target)) of a chunk file straight into `target`."""
+        view = target.view(np.uint8).reshape(-1).data
+        first = lower * self.manifest.row_bytes
+        last = first + len(view)
+        path = self._path(index)
+        stored = self.manifest.embeddings[index]
+        assert path is not None
+        try:
+            with path.open("rb", buffering=0) as file:
+                if file.seek(0, 2) != stored.size:
+                    raise self._damaged(stored.key, f"{file.tell()} bytes")
+                if not verify:
+                    file.seek(first)
+                    self._fill(file, view, index)
+                    return
+                file.seek(0)
+                checksum = self._skip(file, first, index, 0)
+                for start in range(0, len(view), BLOCK_BYTES):
+                    block = view[start : start + BLOCK_BYTES]
+                    self._fill(file, block, index)
+                    checksum = crc32c.crc32c(block, checksum)
+                checksum = self._skip(file, self._payload_bytes - last, index, checksum)
+                trailer = file.read(CHECKSUM_BYTES)
+        except FileNotFoundError as error:
+            raise self._damaged(stored.key, "no such object") from error
+        self._compare(index, checksum, trailer)
+
+    def _fill(self, file: Any, view: memoryview, index: int) -> None:
+        while view:
+            count = file.readinto(view)
+            if not count:
+                raise self._damaged(self.manifest.embeddings[index].key, "a short read")
+            view = view[count:]
+
+    def _skip(self, file: Any, length: int, index: int, checksum: int) -> int:
+        """Read bytes that nobody asked for: the checksum covers them."""
+        if length:
+            scratch = memoryview(bytearray(min(length, BLOCK_BYTES)))
+            for start in range(0, length, BLOCK_BYTES):
+                block = scratch[: min(BLOCK_BYTES, length - start)]
+                self._fill(file, block, index)
+                checksum = crc32c.crc32c(block, checksum)
+        return checksum
+
+    def _buffer(self, index: int) -> "mmap.mmap | bytes":
+        """Return the bytes of a chunk object, of the right size."""
+        stored = self.manifest.embeddings[index]
+        path = self._path(index)
+        if path is None:
+            return self._sized(stored)
+
+        def create() -> mmap.mmap:
+            try:
+                with path.open("rb", buffering=0) as file:
+                    return self._map(file, stored)
+            except FileNotFoundError as error:
+                raise self._damaged(stored.key, "no such object") from error
+
+        return self._maps.get(f"{self._prefix}/{stored.key}", create)
+
+    def _map(self, file: Any, stored: StoredObject) -> mmap.mmap:
+        # A short file must be found here: touching pages behind its end kills the process.
+        size = file.seek(0, 2)
+        if size != stored.size:
+            raise self._damaged(stored.key, f"{size} bytes")
+        options: dict[str, Any] = {"trackfd": False} if sys.version_info >= (3, 13) else {}
+        return mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ, **options)
+
+    def _path(self, index: int) -> Any:
+        return self._storage.local_path(f"{self._prefix}/{self.manifest.embeddings[index].key}")
+
+    def _sized(self, stored: StoredObject) -> bytes:
+        try:
+            data = self._storage.get(f"{self._prefix}/{stored.key}")
+        except FileNotFoundError as error:
+            raise self._damaged(stored.key, "no such object") from error
+        if len(data) != stored.size:
+            raise self._damaged(stored.key, f"{len(data)} bytes")
+        return data
+
+    def _checked(self, stored: StoredObject) -> bytes:
+        data = self._sized(stored)
+        if hashlib.sha256(data).hexdigest() != stored.sha256:
+            raise self._damaged(stored.key, "another digest")
+        return data
+
+    def _check_all(self) -> None:
+        """Check all objects once: other codecs may spread a row over several of them."""
+        if len(self._verified) < len(self.manifest.embeddings):
+            _each(self._checked, self.manifest.objects())
+            self._verified.update(range(len(self.manifest.embeddings)))
+
+    @functools.cached_property
+    def _group(self) -> Any:
+        import zarr
+        from zarr.core.buffer import default_buffer_prototype
+        from zarr.storage import MemoryStore
+
+        path = self._storage.local_path(f"{self._prefix}/zarr.json")
+        if path is not None:
+            return zarr.open_group(str(path.parent), mode="r")
+        make = default_buffer_prototype().buffer.from_bytes
+        objects = {stored.key: make(self._sized(stored)) for stored in self.manifest.objects()}
+        return zarr.open_group(MemoryStore(objects), mode="r")
+
+    def _zarr(self, name: str) -> Any:
+        return self._group[name]
+
+    def _damaged(self, key: str, got: str) -> CorruptChunkError:
+        return CorruptChunkError(
+            f"Object {key} of segment {self.manifest.id} must be what was published. Got {got}. "
+            "Restore it from a copy, or delete the segment's manifest and embed again.",
+            segment=self.manifest.id,
+            chunk=key,
+        )
+
+
+def _each(work: Callable[[Any], object], inputs: Iterable[Any]) -> None:
+    inputs = list(inputs)
+    if len(inputs) < 2:
+        for single in inputs:
+            work(single)
+        return
+    with ThreadPoolExecutor(min(THREADS, len(inputs))) as threads:
+        for _ in threads.map(work, inputs):
+            pass

@@ -1,0 +1,169 @@
+"""Where bytes live: the only seam between the store and a disk or a bucket.
+
+Every object is written once, whole, and never changed. That needs little of a storage: reading an
+object or a range of it, creating an object unless it exists, listing one level, deleting. A bucket
+offers the same (conditional PUT), so an object store is another class here and nothing else.
+"""
+
+import os
+import threading
+import uuid
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from feature_store import atomic
+from feature_store.errors import FeatureStoreError
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One name directly under a prefix."""
+
+    name: str
+    size: int | None
+    """Bytes of an object, None for a prefix that holds further objects."""
+
+
+class Storage(Protocol):
+    """Immutable objects under keys such as "pools/ab12.parquet"."""
+
+    url: str
+
+    def get(self, key: str) -> bytes:
+        """Return a whole object; FileNotFoundError if there is none."""
+
+    def get_range(self, key: str, start: int, length: int) -> bytes:
+        """Return `length` bytes from `start` on, fewer at the end of the object."""
+
+    def create(self, key: str, *parts: bytes | memoryview) -> bool:
+        """Create the object from the joined parts unless it exists; return whether it did."""
+
+    def size(self, key: str) -> int | None:
+        """Return the bytes of an object, None if there is none."""
+
+    def list(self, prefix: str) -> list[Entry]:
+        """Return what lies directly under a prefix, by name; unfinished writes are left out."""
+
+    def delete(self, key: str) -> None:
+        """Delete an object; nothing happens if there is none."""
+
+    def tidy(self, prefix: str) -> None:
+        """Remove what interrupted writers left directly under a prefix."""
+
+    def local_path(self, key: str) -> Path | None:
+        """Return the file that holds the object, None where there are no files."""
+
+
+class LocalStorage:
+    """A directory. Objects are files, put-if-absent is a hard link, all forced to disk.
+
+    Args:
+        root: The directory; made on the first write.
+        durable: Force files to disk. Without it a killed process loses nothing, a power loss may.
+    """
+
+    def __init__(self, root: Path, *, durable: bool = True) -> None:
+        self._root = root
+        self._durable = durable
+        self._probed = False
+        self._probe_lock = threading.Lock()
+        self.url = str(root)
+
+    def get(self, key: str) -> bytes:
+        """Return a whole file."""
+        return self._file(key).read_bytes()
+
+    def get_range(self, key: str, start: int, length: int) -> bytes:
+        """Return a part of a file."""
+        with self._file(key).open("rb") as file:
+            file.seek(start)
+            return file.read(length)
+
+    def create(self, key: str, *parts: bytes | memoryview) -> bool:
+        """Create a file unless it exists; the first write probes the file system."""
+        if not self._probed:
+            with self._probe_lock:
+                if not self._probed:
+                    self._probe()
+                    self._probed = True
+        return atomic.create_parts(self._file(key), parts, durable=self._durable)
+
+    def size(self, key: str) -> int | None:
+        """Return the bytes of a file."""
+        try:
+            return self._file(key).stat().st_size
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+
+    def list(self, prefix: str) -> list[Entry]:
+        """Return the names in a directory, hidden and temporary ones left out."""
+        try:
+            with os.scandir(self._file(prefix)) as found:
+                entries = [
+                    Entry(entry.name, None if entry.is_dir() else entry.stat().st_size)
+                    for entry in found
+                    if not entry.name.startswith(".")
+                ]
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+        return sorted(entries, key=lambda entry: entry.name)
+
+    def delete(self, key: str) -> None:
+        """Delete a file."""
+        self._file(key).unlink(missing_ok=True)
+
+    def tidy(self, prefix: str) -> None:
+        """Remove temporary files of killed writers from one directory."""
+        for path in self._file(prefix).glob(f".*{atomic.TEMPORARY_SUFFIX}"):
+            path.unlink(missing_ok=True)
+
+    def local_path(self, key: str) -> Path | None:
+        """Return the file of the object."""
+        return self._file(key)
+
+    def _file(self, key: str) -> Path:
+        return self._root / key
+
+    def _probe(self) -> None:
+        """Check that the second of two creations is refused.
+
+        Some mounts (FUSE, SMB, exotic object-store gateways) lack hard links; without them two
+        writers could replace each other's published chunks.
+        """
+        path = self._root / f".probe-{uuid.uuid4().hex[:12]}"
+        try:
+            first = atomic.create_parts(path, (b"1",), durable=False)
+            second = atomic.create_parts(path, (b"2",), durable=False)
+            kept = path.read_bytes()
+        except OSError as error:
+            raise FeatureStoreError(
+                f"A store must be on storage that can be written and has hard links. "
+                f"Got {error} in {self._root}. Put the store on a local or NFS file system."
+            ) from error
+        finally:
+            path.unlink(missing_ok=True)
+        if (first, second, kept) != (True, False, b"1"):
+            raise FeatureStoreError(
+                "A store must be on storage that refuses to create a file twice. "
+                f"Got {self._root}, which does not. Put the store on a local or NFS file system."
+            )
+
+
+def open_storage(url: str | Path) -> LocalStorage:
+    """Return the storage behind a path or URL.
+
+    Raises:
+        FeatureStoreError: If no storage for such URLs exists.
+    """
+    text = str(url)
+    if text.startswith("file://"):
+        text = text.removeprefix("file://")
+    elif "://" in text:
+        raise FeatureStoreError(
+            "A store must be a local path or a file:// URL. "
+            f"Got {text!r}. Mount or copy the store to a local directory first."
+        )
+    if not text:
+        raise FeatureStoreError("A store must be a path. Got an empty text. Name a directory.")
+    return LocalStorage(Path(text).expanduser().absolute())

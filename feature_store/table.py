@@ -1,0 +1,404 @@
+"""A table: all embeddings of one encoder and view, as published segments.
+
+Shapes: N = asked digests, M = planned digests, R = rows of all segments, d = dim.
+"""
+
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from feature_store import layout
+from feature_store.audit import Problem, audit_segment
+from feature_store.errors import (
+    CorruptChunkError,
+    EncoderMismatchError,
+    MissingRowsError,
+    StoreConflictError,
+)
+from feature_store.index import DigestIndex, check_digests, first_occurrences
+from feature_store.manifest import Failure, SegmentManifest
+from feature_store.reader import Maps, SegmentReader
+from feature_store.segment import SegmentPlan, SegmentWriter, check_plan_digests
+from feature_store.storage import Storage
+
+_CAST_BYTES: Final = 64 * 2**20  # read at once when the caller wants another dtype
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Rows:
+    """Where embeddings are: row `row[i]` of segment `segments[segment[i]]` belongs to item i."""
+
+    segments: tuple[str, ...]
+    segment: NDArray[np.int64]
+    row: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.row)
+
+
+@dataclass(frozen=True, eq=False)
+class _Published:
+    """The published segments at one moment, in order of their ids."""
+
+    readers: tuple[SegmentReader, ...]
+    offsets: NDArray[np.int64]
+    index: DigestIndex
+    failures: Mapping[bytes, tuple[Failure, int]]
+    """Newest known reason of each failed digest, and how many published segments it failed in."""
+    failed: DigestIndex
+
+
+class Table:
+    """Reads and plans segments. Always sees what is published now; safe across threads."""
+
+    def __init__(self, storage: Storage, encoder_id: str, view: str) -> None:
+        self.encoder_id = encoder_id
+        self.view = view
+        self._storage = storage
+        self._prefix = f"{layout.table_prefix(encoder_id, view)}/segments"
+        self._maps = Maps()
+        self._lock = threading.Lock()
+        self._readers: dict[str, SegmentReader] = {}
+        self._digests: dict[str, NDArray[np.uint8]] = {}
+        self._state: _Published | None = None
+
+    @property
+    def dim(self) -> int | None:
+        """Width of the embeddings, None while nothing is published."""
+        readers = self._open()
+        return readers[0].manifest.dim if readers else None
+
+    @property
+    def dtype(self) -> np.dtype[Any] | None:
+        """Dtype that holds every segment's values exactly, None while nothing is published."""
+        readers = self._open()
+        return np.result_type(*(reader.dtype for reader in readers)) if readers else None
+
+    @property
+    def rows(self) -> int:
+        """Number of distinct items that have an embedding."""
+        return len(first_occurrences(self._stored_digests()))
+
+    def segments(self) -> tuple[SegmentManifest, ...]:
+        """Return the manifests of the published segments, ordered by id.
+
+        Raises:
+            CorruptChunkError: If a manifest is damaged.
+            EncoderMismatchError: If a manifest belongs to another encoder or view.
+        """
+        return tuple(reader.manifest for reader in self._open())
+
+    def failures(self) -> Mapping[bytes, Failure]:
+        """Return why items have no embedding, by digest; items that have one are left out."""
+        published = self._published()
+        return {digest: failure for digest, (failure, _) in published.failures.items()}
+
+    def missing(self, digests: NDArray[np.uint8], *, retry: bool = False) -> NDArray[np.int64]:
+        """Return what is left to compute.
+
+        Args:
+            digests: (N, 32) uint8.
+            retry: Also return items whose failure is recorded.
+
+        Returns:
+            Positions of the first occurrence of each distinct digest that has neither a row nor
+            (unless `retry`) a recorded failure, ascending.
+        """
+        published = self._published()
+        firsts = first_occurrences(digests)
+        left = published.index.find(digests[firsts]) < 0
+        if not retry:
+            left &= published.failed.find(digests[firsts]) < 0
+        return firsts[left]
+
+    def plan(
+        self,
+        digests: NDArray[np.uint8],
+        *,
+        dim: int,
+        dtype: Any,
+        chunk_rows: int | None = None,
+        segment_rows: int | None = None,
+    ) -> tuple[SegmentPlan, ...]:
+        """Cut digests into segments; the same digests give the same plan anywhere.
+
+        When some of the segments are published and the rest is planned again, the rest is cut as
+        before. Items that failed before come last, those with most failures at the end, in
+        segments of their own: otherwise trying them again would find the old segment sealed. So
+        use `SegmentPlan.positions` to find the items of a row.
+
+        Args:
+            digests: (M, 32) uint8, distinct: what `missing` left.
+            dim: Width of the embeddings.
+            dtype: float16 or float32.
+            chunk_rows: Rows per chunk. Default: 16 MiB of rows, less for small segments.
+            segment_rows: Most rows of a segment. Default: 64 full chunks.
+
+        Raises:
+            StoreConflictError: If the table holds embeddings of another width.
+            ValueError: If digests repeat or a number does not fit.
+        """
+        digests = check_plan_digests(digests)
+        if len(first_occurrences(digests)) != len(digests):
+            raise ValueError(
+                "Digests of a plan must be distinct. Got repeated ones. Plan what missing() left."
+            )
+        name = np.dtype(dtype).name
+        if name not in layout.DTYPES:
+            raise ValueError(
+                f"The dtype must be one of {', '.join(layout.DTYPES)}. Got {name}. "
+                "Store 16-bit results as float16, others as float32."
+            )
+        for what, number in (
+            ("dim", dim),
+            ("chunk_rows", chunk_rows),
+            ("segment_rows", segment_rows),
+        ):
+            if number is not None and number < 1:
+                raise ValueError(f"{what} must be at least 1. Got {number}. Choose a larger one.")
+        if self.dim not in {None, dim}:
+            raise StoreConflictError(
+                f"Embeddings of encoder {self.encoder_id} must have width {self.dim}, as those "
+                f"published. Got {dim}. Give the changed encoder another identity."
+            )
+        row_bytes = dim * np.dtype(name).itemsize
+        if segment_rows is None:
+            full = chunk_rows or layout.full_chunk_rows(row_bytes)
+            segment_rows = layout.SEGMENT_CHUNKS * full
+        attempts = self._attempts(digests)
+        plans = []
+        for attempt in np.unique(attempts).tolist():
+            positions = np.flatnonzero(attempts == attempt)
+            for start in range(0, len(positions), segment_rows):
+                chosen = positions[start : start + segment_rows]
+                plans.append(
+                    SegmentPlan(
+                        encoder_id=self.encoder_id,
+                        view=self.view,
+                        digests=digests[chosen],
+                        positions=chosen,
+                        dim=dim,
+                        dtype=name,
+                        chunk_rows=chunk_rows
+                        or min(layout.fitting_chunk_rows(len(chosen), row_bytes), segment_rows),
+                        attempt=attempt,
+                    )
+                )
+        return tuple(plans)
+
+    def writer(self, plan: SegmentPlan) -> SegmentWriter:
+        """Return a writer that continues the segment of `plan`.
+
+        Raises:
+            EncoderMismatchError: If the plan was made for another table.
+        """
+        if (plan.encoder_id, plan.view) != (self.encoder_id, self.view):
+            raise EncoderMismatchError(
+                f"The plan must be of encoder {self.encoder_id}, view {self.view}. Got "
+                f"{plan.encoder_id}, {plan.view}. Ask the table that planned it."
+            )
+        return SegmentWriter(self._storage, plan)
+
+    def resolve(self, digests: NDArray[np.uint8]) -> Rows:
+        """Return where each item's embedding is.
+
+        Raises:
+            MissingRowsError: If any item has none.
+        """
+        published = self._published()
+        found = published.index.find(digests)
+        absent = found < 0
+        if absent.any():
+            raise self._missing(published, digests[absent], len(digests))
+        segment = np.searchsorted(published.offsets, found, side="right") - 1
+        return Rows(
+            segments=tuple(reader.manifest.id for reader in published.readers),
+            segment=segment,
+            row=found - published.offsets[segment],
+        )
+
+    def read(
+        self,
+        digests: NDArray[np.uint8],
+        *,
+        out: NDArray[Any] | None = None,
+        dtype: Any = None,
+        verify: bool = True,
+    ) -> NDArray[Any]:
+        """Return embeddings in the asked order.
+
+        Args:
+            digests: (N, 32) uint8; may repeat.
+            out: C-contiguous (N, d) array to fill, pinned memory for example. Default: a new one.
+            dtype: Dtype of a new array. Default: the stored one.
+            verify: Check each chunk before its rows are used. Scattered rows check a chunk once
+                per opened table; False trusts the disk.
+
+        Returns:
+            (N, d) array, `out` if given.
+
+        Raises:
+            MissingRowsError: If any item has no embedding.
+            CorruptChunkError: If stored bytes are damaged; the message names segment and chunk.
+            ValueError: If `out` does not fit.
+        """
+        digests = check_digests(digests)
+        rows = self.resolve(digests)
+        if out is None:
+            dtype = np.dtype(dtype) if dtype is not None else self.dtype or np.dtype(np.float32)
+            out = np.empty((len(digests), self.dim or 0), dtype)
+        elif not self._fits(out, len(digests)):
+            raise ValueError(
+                f"out must be a writable C-contiguous ({len(digests)}, {self.dim}) array. "
+                f"Got {out.shape}. Pass another one or none."
+            )
+        for number, segment_id in enumerate(rows.segments):
+            positions = np.flatnonzero(rows.segment == number)
+            if len(positions):
+                reader = self._readers[segment_id]
+                _read_segment(reader, rows.row[positions], positions, out, verify=verify)
+        return out
+
+    def verify(self) -> list[Problem]:
+        """Check every stored byte of the table and return what is wrong; nothing if all is well."""
+        problems = []
+        for segment_id in self._published_ids():
+            try:
+                manifest = self._manifest(segment_id)
+            except (CorruptChunkError, EncoderMismatchError) as error:
+                problems.append(Problem(segment_id, f"{segment_id}.json", str(error)))
+                continue
+            problems += audit_segment(SegmentReader(self._storage, self._prefix, manifest))
+        return problems
+
+    def _fits(self, out: NDArray[Any], count: int) -> bool:
+        return (
+            out.shape in {(count, self.dim), (count, 0 if self.dim is None else self.dim)}
+            and out.flags.c_contiguous
+            and out.flags.writeable
+        )
+
+    def _missing(
+        self, published: _Published, absent: NDArray[np.uint8], total: int
+    ) -> MissingRowsError:
+        failed = int((published.failed.find(absent) >= 0).sum())
+        note = f", {failed:,} of which failed before" if failed else ""
+        return MissingRowsError(
+            f"All {total:,} items must have an embedding of encoder {self.encoder_id}, view "
+            f"{self.view}. Got {len(absent):,} without{note}. Run `svp embed` to compute them"
+            f"{' (--retry for the failed ones)' if failed else ''}.",
+            missing=len(absent),
+            total=total,
+        )
+
+    def _attempts(self, digests: NDArray[np.uint8]) -> NDArray[np.int64]:
+        published = self._published_with_failures()
+        counts = np.zeros(len(digests), np.int64)
+        if published:
+            failed = np.frombuffer(b"".join(published), np.uint8).reshape(-1, layout.DIGEST_BYTES)
+            known = np.asarray([count for _, count in published.values()], np.int64)
+            found = DigestIndex(failed).find(digests)
+            counts[found >= 0] = known[found[found >= 0]]
+        return counts
+
+    def _published_with_failures(self) -> dict[bytes, tuple[Failure, int]]:
+        failures: dict[bytes, tuple[Failure, int]] = {}
+        # The attempt orders them in time, so the last reason stays.
+        for manifest in sorted(self.segments(), key=lambda manifest: manifest.attempt):
+            for entry in manifest.failures:
+                digest = bytes.fromhex(entry.digest)
+                count = failures[digest][1] if digest in failures else 0
+                failures[digest] = (entry.failure, count + 1)
+        return failures
+
+    def _published_ids(self) -> list[str]:
+        return [
+            entry.name.removesuffix(".json")
+            for entry in self._storage.list(self._prefix)
+            if entry.size is not None and entry.name.endswith(".json")
+        ]
+
+    def _manifest(self, segment_id: str) -> SegmentManifest:
+        data = self._storage.get(f"{self._prefix}/{segment_id}.json")
+        manifest = SegmentManifest.from_bytes(data, segment_id)
+        if (manifest.encoder_id, manifest.view) != (self.encoder_id, self.view):
+            raise EncoderMismatchError(
+                f"Segment {segment_id} must belong to encoder {self.encoder_id}, view "
+                f"{self.view}. Got {manifest.encoder_id}, {manifest.view}. "
+                "It was copied to a wrong place: delete it there."
+            )
+        return manifest
+
+    def _open(self) -> list[SegmentReader]:
+        with self._lock:
+            published = self._published_ids()
+            for segment_id in published:
+                if segment_id not in self._readers:
+                    self._readers[segment_id] = SegmentReader(
+                        self._storage, self._prefix, self._manifest(segment_id), self._maps
+                    )
+            readers = [self._readers[segment_id] for segment_id in published]
+        widths = {reader.manifest.dim for reader in readers}
+        if len(widths) > 1:
+            raise StoreConflictError(
+                f"Segments of encoder {self.encoder_id}, view {self.view} must have one width. "
+                f"Got {sorted(widths)}. Delete the segments of the wrong one."
+            )
+        return readers
+
+    def _segment_digests(self, reader: SegmentReader) -> NDArray[np.uint8]:
+        key = reader.manifest.id
+        if key not in self._digests:
+            self._digests[key] = reader.digests()
+        return self._digests[key]
+
+    def _stored_digests(self) -> NDArray[np.uint8]:
+        digests = [self._segment_digests(reader) for reader in self._open()]
+        joined = np.concatenate([np.zeros((0, layout.DIGEST_BYTES), np.uint8), *digests])
+        return joined[joined.any(axis=1)]
+
+    def _published(self) -> _Published:
+        readers = tuple(self._open())
+        state = self._state
+        if state is not None and state.readers == readers:
+            return state
+        digests = [self._segment_digests(reader) for reader in readers]
+        joined = np.concatenate([np.zeros((0, layout.DIGEST_BYTES), np.uint8), *digests])
+        index = DigestIndex(joined)
+        failures = self._published_with_failures()
+        failed = np.frombuffer(b"".join(failures), np.uint8).reshape(-1, layout.DIGEST_BYTES)
+        open_failures = failed[index.find(failed) < 0]
+        state = _Published(
+            readers=readers,
+            offsets=np.cumsum([0, *(len(part) for part in digests)])[:-1].astype(np.int64),
+            index=index,
+            failures={digest.tobytes(): failures[digest.tobytes()] for digest in open_failures},
+            failed=DigestIndex(open_failures),
+        )
+        self._state = state
+        return state
+
+
+def _read_segment(
+    reader: SegmentReader,
+    rows: NDArray[np.int64],
+    positions: NDArray[np.int64],
+    out: NDArray[Any],
+    *,
+    verify: bool,
+) -> None:
+    if out.dtype == reader.dtype:
+        reader.read(rows, positions, out, verify=verify)
+        return
+    # Whole chunks at a time where rows are in order, so that none is checked twice.
+    chunk_rows = reader.manifest.chunk_rows
+    batch = chunk_rows * max(1, _CAST_BYTES // (chunk_rows * reader.manifest.row_bytes))
+    for start in range(0, len(rows), batch):
+        part = rows[start : start + batch]
+        stored = np.empty((len(part), reader.manifest.dim), reader.dtype)
+        reader.read(part, np.arange(len(part)), stored, verify=verify)
+        out[positions[start : start + batch]] = stored
