@@ -1,0 +1,132 @@
+"""FlexMatch: pseudo-labels under thresholds that follow how well each class is learnt.
+
+The state is a vector on the device, and a step costs O(batch) whatever the pool holds: counts
+move by the difference of old and new marks instead of being recounted.
+
+Source: Zhang et al. 2021, "FlexMatch: Boosting Semi-Supervised Learning with Curriculum Pseudo
+Labeling", equations 5 to 9 and 11, algorithm 1; the convex mapping x/(2-x) is its section 3.3.
+
+Shapes: U = unlabelled images, M = unlabelled images of one step, C = classes.
+"""
+
+import torch
+from torch.nn import functional
+
+
+class FlexMatchState:
+    """Which class each unlabelled image was last confidently predicted as, and the counts.
+
+    Marks are never taken back to "none". All work stays on the device without synchronising.
+
+    Attributes:
+        counts_C1: int64 (C + 1,): sigma per class, and last u, the images never marked.
+            They always sum to U.
+    """
+
+    def __init__(
+        self,
+        num_unlabelled: int,
+        num_classes: int,
+        *,
+        cutoff: float = 0.95,
+        warmup: bool = True,
+        floor: float = 0.0,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        """Start with nothing marked.
+
+        Args:
+            num_unlabelled: U.
+            num_classes: C.
+            cutoff: tau, in (0, 1]: confidence that marks an image, and the largest threshold.
+            warmup: Divide by max(max sigma, u) instead of max sigma.
+            floor: Smallest threshold.
+            device: Where the state lives.
+        """
+        self._num_unlabelled = num_unlabelled
+        self._num_classes = num_classes
+        self._cutoff, self._warmup, self._floor = cutoff, warmup, floor
+        # One slot more than images: writes that must not happen are sent there.
+        self._mark_U1 = torch.full((num_unlabelled + 1,), num_classes, device=device)
+        self._last_U1 = torch.full((num_unlabelled + 1,), -1, device=device)
+        self.counts_C1 = torch.zeros(num_classes + 1, dtype=torch.int64, device=device)
+        self.counts_C1[num_classes] = num_unlabelled
+
+    def marks(self) -> torch.Tensor:
+        """Return the class each image is marked as, int64 (U,), -1 where none."""
+        mark_U = self._mark_U1[: self._num_unlabelled]
+        return torch.where(mark_U == self._num_classes, -1, mark_U)
+
+    def thresholds(self) -> torch.Tensor:
+        """Return T (C,) float32: tau beta/(2 - beta), at least the floor."""
+        sigma_C = self.counts_C1[: self._num_classes].float()
+        most = sigma_C.max()
+        if self._warmup:
+            most = torch.maximum(most, self.counts_C1[self._num_classes].float())
+        # Before the first mark sigma is 0 everywhere and so is beta, not 0/0.
+        beta_C = sigma_C / most.clamp(min=1)
+        return (self._cutoff * beta_C / (2 - beta_C)).clamp(min=self._floor)
+
+    def update(
+        self, rows_M: torch.Tensor, predicted_M: torch.Tensor, confidence_M: torch.Tensor
+    ) -> None:
+        """Mark the images that were predicted with confidence of at least tau.
+
+        An image that occurs more than once takes its last confident prediction.
+
+        Args:
+            rows_M: Positions in [0, U), int64; repeats are allowed.
+            predicted_M: Predicted classes, int64.
+            confidence_M: Their probabilities.
+        """
+        confident_M = confidence_M >= self._cutoff
+        place_M = torch.arange(len(rows_M), device=rows_M.device)
+        claim_M = torch.where(confident_M, place_M, -1)
+        self._last_U1.scatter_reduce_(0, rows_M, claim_M, "amax")
+        wins_M = confident_M & (self._last_U1[rows_M] == place_M)
+        self._last_U1[rows_M] = -1
+
+        one_M = wins_M.to(torch.int64)
+        self.counts_C1.scatter_add_(0, self._mark_U1[rows_M], -one_M)
+        self.counts_C1.scatter_add_(0, predicted_M, one_M)
+        target_M = torch.where(wins_M, rows_M, self._num_unlabelled)
+        self._mark_U1[target_M] = predicted_M
+
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        """Return what `load_state_dict` needs to continue."""
+        return {"mark": self._mark_U1[: self._num_unlabelled], "counts": self.counts_C1}
+
+    def load_state_dict(self, state: dict[str, torch.Tensor]) -> None:
+        """Continue from `state`, made by a state of the same U and C."""
+        self._mark_U1[: self._num_unlabelled] = state["mark"].to(self._mark_U1.device)
+        self.counts_C1 = state["counts"].to(self.counts_C1.device).clone()
+
+
+def pseudo_labels(
+    state: FlexMatchState, weak_logits_MC: torch.Tensor, rows_M: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return pseudo-labels and whether each counts, then update the state.
+
+    The mask uses the thresholds from before this batch; marking uses the fixed tau.
+
+    Args:
+        state: Updated in place.
+        weak_logits_MC: Logits of the weak views; no gradient flows through them.
+        rows_M: Positions of the images among the unlabelled ones.
+
+    Returns:
+        Labels int64 (M,) and mask float32 (M,) of zeros and ones.
+    """
+    probs_MC = weak_logits_MC.detach().float().softmax(dim=1)
+    confidence_M, label_M = probs_MC.max(dim=1)
+    mask_M = (confidence_M >= state.thresholds()[label_M]).float()
+    state.update(rows_M, label_M, confidence_M)
+    return label_M, mask_M
+
+
+def consistency_loss(
+    strong_logits_MC: torch.Tensor, label_M: torch.Tensor, mask_M: torch.Tensor
+) -> torch.Tensor:
+    """Return mean(mask x cross-entropy) over all M rows, masked ones included."""
+    loss_M = functional.cross_entropy(strong_logits_MC.float(), label_M, reduction="none")
+    return (mask_M * loss_M).mean()

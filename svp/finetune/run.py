@@ -1,0 +1,399 @@
+"""One fine-tune from an encoder to a published model, continued after any interruption."""
+
+import dataclasses
+import hashlib
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from feature_store.digest import canonical_json, sha256_hex
+from svp.errors import IdentityError, InputError
+from svp.finetune.checkpoint import CheckpointFile, Checkpointing
+from svp.finetune.config import FinetuneConfig
+from svp.finetune.data import FinetuneData, hash_tensor, module_digest
+from svp.finetune.evaluation import Evaluation, evaluate
+from svp.finetune.model import (
+    Classifier,
+    FinetunedModel,
+    Head,
+    Normalisation,
+    TrainableEncoder,
+    trainable_copy,
+)
+from svp.finetune.outputs import (
+    METRICS,
+    load_model,
+    predictions_table,
+    publish,
+    read_metrics,
+)
+from svp.finetune.probe import solve_probe
+from svp.finetune.training import Training
+from svp.progress import Progress, Silent
+from svp.provenance import hardware, now, versions
+from svp.seed import derive_seed
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class FinetuneResult:
+    """A finished fine-tune.
+
+    Attributes:
+        model: Ready to predict, on the run's device.
+        metrics: What `metrics.json` says.
+        evaluation: Scores on the held-out rows; None without any.
+        output: Where the files are.
+        reused: Whether the directory already held this very run, so that nothing was done.
+    """
+
+    model: FinetunedModel
+    metrics: dict[str, Any]
+    evaluation: Evaluation | None
+    output: Path
+    reused: bool
+
+
+def finetune(
+    encoder: TrainableEncoder,
+    data: FinetuneData,
+    config: FinetuneConfig,
+    *,
+    output: str | Path,
+    seed: int,
+    head: Head | None = None,
+    device: str | torch.device = "cpu",
+    checkpointing: Checkpointing | None = None,
+    probabilities: bool = False,
+    restart: bool = False,
+    progress: Progress | None = None,
+) -> FinetuneResult:
+    """Train a copy of the encoder's network with a head, evaluate it and publish it.
+
+    A rerun with the same arguments continues an interrupted run and ends bit for bit where an
+    undisturbed one does (same device, same number of threads); of a finished run it returns the
+    result without work.
+
+    Args:
+        encoder: Where training starts; never modified.
+        data: Images and labels.
+        config: The settings.
+        output: Directory for `model.safetensors`, `predictions.parquet`, `config.json`,
+            `metrics.json`, and while running `checkpoint.pt`.
+        seed: Decides every random choice.
+        head: Last layer to start from instead of a random one (mode `ft`).
+        device: Where to train.
+        checkpointing: When the state is saved; every minute by default.
+        probabilities: Whether `predictions.parquet` holds every class's probability.
+        restart: Discard what another run left in `output` instead of refusing it.
+        progress: Where to report to.
+
+    Returns:
+        The model, also found in `output` by `load_model`.
+
+    Raises:
+        InputError: Arguments do not fit each other, or the loss stopped being finite.
+        IdentityError: `output` holds another run, and `restart` is False.
+    """
+    output, device = Path(output), torch.device(device)
+    progress = progress if progress is not None else Silent()
+    if config.method == "flexmatch" and config.mode != "lp":
+        _check_unlabelled(data, config)
+    if head is not None and config.mode != "ft":
+        raise InputError(
+            f"head must be left out unless mode is ft. Got mode {config.mode}, whose probe "
+            "makes its own. Use mode ft to start from a given head."
+        )
+    data_sha256 = data.digest()
+    fingerprint = _fingerprint(encoder, data_sha256, config, seed, head)
+    finished = _finished(output, fingerprint, restart)
+    if finished is not None:
+        model = load_model(output, device=device, encoder=_if_foreign(encoder))
+        return FinetuneResult(
+            model=model,
+            metrics=finished,
+            evaluation=_evaluation_of(finished),
+            output=output,
+            reused=True,
+        )
+    checkpoint = CheckpointFile(
+        output / "checkpoint.pt", fingerprint, checkpointing or Checkpointing()
+    )
+    if restart:
+        try:
+            state = checkpoint.load(device)
+        except IdentityError:
+            checkpoint.remove()
+            state = None
+    else:
+        state = checkpoint.load(device)
+
+    started = now()
+    normalisation = Normalisation.of(encoder)
+    classifier = trainable_copy(encoder, len(data.class_names)).to(device)
+    images = _place(data.images_N3SS, device)
+    clock = _Clock(dict(state["seconds"]) if state is not None else {})
+    if state is None:
+        _start_head(classifier, normalisation, images, data, config, seed, head, clock)
+    training = Training(
+        classifier,
+        normalisation,
+        images,
+        (torch.from_numpy(data.labelled_rows), torch.from_numpy(data.labels_L)),
+        _unlabelled(data, config),
+        config,
+        seed=seed,
+        device=device,
+    )
+    if state is not None:
+        training.load_state_dict(state["training"])
+        classifier.unit_features = state["unit_features"]
+    _train(training, checkpoint, clock, progress)
+
+    classifier.load_state_dict(training.evaluation_state())
+    description = {
+        "class_names": list(data.class_names),
+        "config": dataclasses.asdict(config),
+        "encoder": dict(encoder.identity),
+        "encoder_id": encoder.id,
+        "normalisation": dataclasses.asdict(normalisation),
+        "unit_features": classifier.unit_features,
+        "seed": seed,
+        "fingerprint": fingerprint,
+        "data_sha256": data_sha256,
+        "images": len(data.ids),
+        "labelled": len(data.labelled_rows),
+        "unlabelled": len(data.unlabelled_rows),
+        "held_out": len(data.held_out_rows),
+    }
+    model = FinetunedModel(
+        classifier,
+        normalisation,
+        data.class_names,
+        batch_size=config.eval_batch_size,
+        precision=config.precision,
+        description=description,
+    )
+    with progress.task("predict", None, "images"), clock.measure("predict"):
+        probs_NC = model.probabilities(images)
+    predicted_N = probs_NC.argmax(dim=1).numpy()
+    evaluation = None
+    if len(data.held_out_rows):
+        evaluation = evaluate(
+            data.held_out_labels_E, predicted_N[data.held_out_rows], len(data.class_names)
+        )
+    metrics: dict[str, Any] = {
+        "fingerprint": fingerprint,
+        "steps": training.step_number,
+        "evaluation": None if evaluation is None else evaluation.to_dict(),
+        "pool": _pool_scores(data, predicted_N),
+        "history": training.history,
+        "seconds": clock.seconds,
+        "started": started,
+        "finished": now(),
+        "versions": versions(),
+        "hardware": hardware(),
+        "device": str(device),
+        "threads": torch.get_num_threads(),
+    }
+    publish(
+        output,
+        model=model,
+        predictions=predictions_table(
+            data.ids, probs_NC, data.class_names, probabilities=probabilities
+        ),
+        config=description,
+        metrics=metrics,
+    )
+    checkpoint.remove()
+    stored = read_metrics(output)
+    assert stored is not None
+    return FinetuneResult(
+        model=model, metrics=stored, evaluation=evaluation, output=output, reused=False
+    )
+
+
+class _Clock:
+    """Wall seconds per stage, added up over interrupted runs."""
+
+    def __init__(self, seconds: dict[str, float]) -> None:
+        self.seconds = {"probe": 0.0, "train": 0.0, "predict": 0.0} | seconds
+        self._stage, self._start = "", 0.0
+
+    def measure(self, stage: str) -> "_Clock":
+        self._stage = stage
+        return self
+
+    def __enter__(self) -> None:
+        self._start = time.monotonic()
+
+    def __exit__(self, *exception: object) -> None:
+        self.lap()
+
+    def lap(self) -> None:
+        moment = time.monotonic()
+        self.seconds[self._stage] += moment - self._start
+        self._start = moment
+
+
+def _train(
+    training: Training, checkpoint: CheckpointFile, clock: _Clock, progress: Progress
+) -> None:
+    def save() -> None:
+        clock.lap()
+        checkpoint.save(
+            {
+                "training": training.state_dict(),
+                "unit_features": training.classifier.unit_features,
+                "seconds": clock.seconds,
+            }
+        )
+
+    with (
+        progress.task("fine-tune", training.total, "steps", training.step_number) as task,
+        clock.measure("train"),
+    ):
+        while training.step_number < training.total:
+            training.run_step()
+            note = f"loss {training.history[-1]['loss']:.3f}" if training.history else ""
+            task.advance(1, note)
+            if checkpoint.due(training.step_number):
+                save()
+
+
+def _start_head(
+    classifier: Classifier,
+    normalisation: Normalisation,
+    images_N3SS: torch.Tensor,
+    data: FinetuneData,
+    config: FinetuneConfig,
+    seed: int,
+    head: Head | None,
+    clock: _Clock,
+) -> None:
+    device = classifier.head.weight.device
+    if head is not None:
+        classifier.set_head(head)
+        return
+    generator = torch.Generator().manual_seed(derive_seed(seed, "finetune-head"))
+    classifier.draw_head(generator)
+    if config.mode == "ft":
+        return
+    with clock.measure("probe"):
+        frozen = FinetunedModel(
+            classifier,
+            normalisation,
+            data.class_names,
+            batch_size=config.eval_batch_size,
+            precision=config.precision,
+        )
+        rows_L = torch.from_numpy(data.labelled_rows)
+        x_Ld = frozen.features(images_N3SS[rows_L.to(images_N3SS.device)]).to(device)
+        y_L = torch.from_numpy(data.labels_L).to(device)
+        weight_Cd, bias_C = solve_probe(x_Ld, y_L, len(data.class_names), l2=config.probe_l2)
+        classifier.set_head(Head(weight_Cd=weight_Cd, bias_C=bias_C))
+        classifier.requires_grad_(True)
+
+
+def _check_unlabelled(data: FinetuneData, config: FinetuneConfig) -> None:
+    if not len(data.unlabelled_rows) and not config.include_labelled:
+        raise InputError(
+            "FlexMatch must have unlabelled images. Got none. Set method = supervised."
+        )
+
+
+def _unlabelled(data: FinetuneData, config: FinetuneConfig) -> tuple[torch.Tensor, torch.Tensor]:
+    rows = data.unlabelled_rows
+    if config.include_labelled:
+        rows = np.concatenate([data.labelled_rows, rows])
+    if data.known_labels_N is None:
+        truth = np.full(len(rows), -1, dtype=np.int64)
+    else:
+        truth = data.known_labels_N[rows]
+    return torch.from_numpy(rows), torch.from_numpy(truth)
+
+
+def _place(images_N3SS: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Return the images on the device if they take less than a third of its free memory."""
+    if device.type != "cuda" or images_N3SS.device == device:
+        return images_N3SS
+    free, _ = torch.cuda.mem_get_info(device)
+    return images_N3SS.to(device) if images_N3SS.numel() < free / 3 else images_N3SS
+
+
+def _fingerprint(
+    encoder: TrainableEncoder,
+    data_sha256: str,
+    config: FinetuneConfig,
+    seed: int,
+    head: Head | None,
+) -> str:
+    hashed = hashlib.sha256()
+    if head is not None:
+        hash_tensor(hashed, "weight", head.weight_Cd)
+        hash_tensor(hashed, "bias", head.bias_C)
+        hashed.update(bytes([head.unit_features]))
+    return sha256_hex(
+        canonical_json(
+            {
+                "config": dataclasses.asdict(config),
+                "data": data_sha256,
+                "encoder": encoder.id,
+                "weights": module_digest(encoder.module),
+                "head": hashed.hexdigest(),
+                "seed": seed,
+            }
+        )
+    )
+
+
+def _finished(output: Path, fingerprint: str, restart: bool) -> dict[str, Any] | None:
+    metrics = read_metrics(output)
+    if metrics is None or metrics.get("fingerprint") == fingerprint:
+        return metrics
+    if not restart:
+        raise IdentityError(
+            f"{output} must be empty or hold the same fine-tune. Got one of another "
+            "configuration, data, weights or seed. Choose another output directory, or start "
+            "again with restart."
+        )
+    # Without its marker the directory is incomplete, whatever else lies in it.
+    (output / METRICS).unlink()
+    return None
+
+
+def _if_foreign(encoder: TrainableEncoder) -> TrainableEncoder | None:
+    family = encoder.identity.get("architecture", {}).get("family")
+    return None if family in ("backbone", "timm", "open_clip") else encoder
+
+
+def _evaluation_of(metrics: dict[str, Any]) -> Evaluation | None:
+    scores = metrics["evaluation"]
+    if scores is None:
+        return None
+    lists = {"recall": tuple(scores["recall"]), "confusion": tuple(map(tuple, scores["confusion"]))}
+    return Evaluation(**(scores | lists))
+
+
+def _pool_scores(data: FinetuneData, predicted_N: np.ndarray[Any, Any]) -> dict[str, float] | None:
+    """Score the labelled and unlabelled rows against known truth.
+
+    `accuracy_model` takes the model's word for all of them, `accuracy_hybrid` the human label
+    where there is one (LabelBench's paper means the latter, its code computes the former).
+    """
+    if data.known_labels_N is None:
+        return None
+    rows = np.concatenate([data.labelled_rows, data.unlabelled_rows])
+    truth = data.known_labels_N[rows]
+    known = truth >= 0
+    if not known.any():
+        return None
+    hybrid_N = predicted_N.copy()
+    hybrid_N[data.labelled_rows] = data.labels_L
+    return {
+        "examples": float(known.sum()),
+        "accuracy_model": float((predicted_N[rows] == truth)[known].mean()),
+        "accuracy_hybrid": float((hybrid_N[rows] == truth)[known].mean()),
+    }
