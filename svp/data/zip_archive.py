@@ -1,0 +1,176 @@
+"""Images read from a .zip where it lies.
+
+Members are read by offset with one system call, so threads never wait for each other, and every
+member's CRC-32 is checked. Stored and deflated members are read; what else a zip may hold
+(encryption, rarer compressions, links, archives) is recorded as refused.
+"""
+
+import dataclasses
+import errno
+import stat
+import struct
+import zipfile
+import zlib
+from pathlib import Path
+from typing import Final
+
+from svp.data.failure import DecodeError, ScanFailure
+from svp.data.item_name import (
+    IMAGE_SUFFIXES,
+    is_archive,
+    is_hidden,
+    is_image,
+    plain,
+    shown,
+    unsafe_reason,
+)
+from svp.data.listing import Entry, Listing, entry_key, too_large, with_folder_labels
+from svp.data.random_file import RandomFile
+from svp.data.scanner import SingleSource
+from svp.errors import InputError
+from svp.progress import Progress
+
+_LOCAL_HEADER: Final = struct.Struct("<4s5H3L2H")
+_ENCRYPTED: Final = 0x2041  # traditional, strong, and masked headers
+_SLACK: Final = 128  # local headers may carry longer extra fields than the central directory
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Member:
+    header: int
+    header_size: int
+    packed: int
+    size: int
+    deflated: bool
+    crc: int
+
+
+class ZipSource(SingleSource):
+    """The images of a zip archive.
+
+    Args:
+        path: The archive.
+
+    Raises:
+        InputError: If it is missing, damaged, empty of images, or names a member twice.
+    """
+
+    def __init__(self, path: Path) -> None:
+        try:
+            self._file = RandomFile(path.resolve())
+            with zipfile.ZipFile(path) as archive:
+                infos = archive.infolist()
+        except (zipfile.BadZipFile, zlib.error, struct.error, ValueError, NotImplementedError) as e:
+            raise InputError(
+                f"A zip archive must be complete. Got {e} for {path}. Download or pack it again."
+            ) from e
+        except OSError as error:
+            raise InputError(
+                f"An archive must be readable. Got {error.strerror or error} for {path}. "
+                "Check the path."
+            ) from error
+        status = path.stat()
+        self._stamp = (status.st_size, status.st_mtime_ns)
+        self._changed_ns = status.st_mtime_ns
+        self._members: dict[str, _Member] = {}
+        self._failures: list[ScanFailure] = []
+        for info in infos:
+            self._index(info)
+        if not self._members and not self._failures:
+            raise InputError(
+                f"An archive must hold images ({' '.join(IMAGE_SUFFIXES)}). Got none in {path}. "
+                "Give another archive."
+            )
+
+    @property
+    def uri(self) -> str:
+        """The absolute path of the archive."""
+        return str(self._file.path)
+
+    def list_items(self, progress: Progress) -> Listing:
+        """List the members, in the order of the archive's directory."""
+        del progress
+        entries = [
+            Entry(
+                name, name, entry_key(name, *self._stamp, member.size, member.crc), self._changed_ns
+            )
+            for name, member in self._members.items()
+        ]
+        return Listing(with_folder_labels(entries), list(self._failures))
+
+    def read(self, uri: str) -> bytes:
+        """Return the bytes of the member `uri`, checked against its CRC-32."""
+        member = self._members.get(uri)
+        if member is None:
+            raise FileNotFoundError(errno.ENOENT, f"no such member of {self.uri}", uri)
+        data = _unpack(member, self._packed(member))
+        if len(data) != member.size or zlib.crc32(data) != member.crc:
+            raise DecodeError("corrupt", "the archive member fails its checksum")
+        return data
+
+    def _packed(self, member: _Member) -> bytes:
+        guess = member.header_size + _SLACK + member.packed
+        block = self._file.read_at(member.header, guess)
+        if len(block) < _LOCAL_HEADER.size or block[:4] != b"PK\3\4":
+            raise DecodeError("corrupt", "the archive is damaged at this member")
+        fields = _LOCAL_HEADER.unpack_from(block)
+        start: int = _LOCAL_HEADER.size + fields[9] + fields[10]
+        packed = block[start : start + member.packed]
+        if len(packed) < member.packed:
+            packed = self._file.read_at(member.header + start, member.packed)
+        return packed
+
+    def _index(self, info: zipfile.ZipInfo) -> None:
+        if info.is_dir():
+            return
+        # Some packers on Windows write backslashes, which the format forbids.
+        name = plain(info.filename.replace("\\", "/"))
+        unsafe = unsafe_reason(info.filename)
+        if unsafe is None and is_hidden(name):
+            return
+        if not is_image(name) and not is_archive(name):
+            return
+        reason = unsafe or _refusal(name, info)
+        large = too_large(info.file_size)
+        if reason is not None:
+            self._failures.append(ScanFailure(shown(name), reason, "refused"))
+        elif large is not None:
+            self._failures.append(ScanFailure(name, large, "too_large"))
+        elif name in self._members:
+            raise InputError(
+                f"An archive must name each member once. Got {name!r} twice in {self.uri}. "
+                "Pack it again."
+            )
+        else:
+            self._members[name] = _Member(
+                info.header_offset,
+                _LOCAL_HEADER.size + len(info.orig_filename.encode()) + len(info.extra),
+                info.compress_size,
+                info.file_size,
+                info.compress_type == zipfile.ZIP_DEFLATED,
+                info.CRC,
+            )
+
+
+def _refusal(name: str, info: zipfile.ZipInfo) -> str | None:
+    if not is_image(name):
+        return "an archive inside the archive is not opened"
+    if info.flag_bits & _ENCRYPTED:
+        return "it is encrypted"
+    mode = info.external_attr >> 16
+    if stat.S_IFMT(mode) not in (0, stat.S_IFREG):
+        return "it is a link or a special file"
+    if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        return f"its compression (method {info.compress_type}) is not read"
+    return None
+
+
+def _unpack(member: _Member, packed: bytes) -> bytes:
+    if not member.deflated:
+        return packed
+    decoder = zlib.decompressobj(-zlib.MAX_WBITS)
+    try:
+        # One byte more than promised shows a bomb without inflating it.
+        return decoder.decompress(packed, member.size + 1)
+    except zlib.error as error:
+        raise DecodeError("corrupt", "the archive member cannot be inflated") from error
