@@ -27,8 +27,9 @@ from feature_store.errors import (
 )
 from feature_store.layout import Chunk
 from feature_store.manifest import FailedRow, Failure, FailureKind, SegmentManifest, StoredObject
+from feature_store.plan import SegmentPlan
 from feature_store.pool import Pool
-from feature_store.segment import SegmentPlan, SegmentWriter
+from feature_store.segment import SegmentWriter
 from feature_store.storage import LocalStorage, Storage, open_storage
 from feature_store.store import FeatureStore, encoder_id_of, open_store
 from feature_store.table import Rows, Table

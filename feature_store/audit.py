@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from feature_store import layout
+from feature_store.plan import SegmentPlan
 from feature_store.reader import SegmentReader
-from feature_store.segment import SegmentPlan
 
 
 @dataclass(frozen=True, slots=True)

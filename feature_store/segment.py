@@ -8,12 +8,10 @@ Shapes: M = planned rows, B = rows of a chunk, d = dim.
 """
 
 import datetime
-import functools
 import json
 import platform
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from typing import Any, Final
 
 import crc32c
@@ -23,72 +21,14 @@ from numpy.typing import NDArray
 from feature_store import layout
 from feature_store.digest import canonical_json, sha256_hex
 from feature_store.errors import CorruptChunkError, FeatureStoreError, StoreConflictError
-from feature_store.index import check_digests
 from feature_store.layout import CHECKSUM_BYTES, Chunk
 from feature_store.manifest import FailedRow, Failure, SegmentManifest, StoredObject
+from feature_store.plan import SegmentPlan
 from feature_store.storage import Storage
 
 SEAL_THREADS: Final = 2
 _UNRECORDED: Final = Failure("transient", "no reason was recorded")
 _FINITE_BLOCK: Final = 2**17  # values looked at together: their temporary stays in cache
-
-
-@dataclass(frozen=True, eq=False, kw_only=True)
-class SegmentPlan:
-    """The rows of a segment before they are computed. Equal plans have equal ids anywhere."""
-
-    encoder_id: str
-    view: str
-    digests: NDArray[np.uint8]
-    """Digest of each row, (M, 32)."""
-    positions: NDArray[np.int64]
-    """Where each row stood in the digests given to `Table.plan`, (M,); no part of the id."""
-    dim: int
-    dtype: str
-    chunk_rows: int
-    attempt: int = 0
-    """How often each of these items had failed when this was planned."""
-
-    @property
-    def rows(self) -> int:
-        """Number of planned rows."""
-        return len(self.digests)
-
-    @functools.cached_property
-    def planned(self) -> str:
-        """SHA-256 over the digests in order."""
-        return sha256_hex(self.digests.tobytes())
-
-    @functools.cached_property
-    def id(self) -> str:
-        """First 16 hexadecimal characters of a SHA-256 over all that fixes the stored shape."""
-        return sha256_hex(canonical_json(self._attributes()))[:16]
-
-    def chunks(self) -> tuple[Chunk, ...]:
-        """Return the chunks in order."""
-        return tuple(layout.chunks(self.rows, self.chunk_rows))
-
-    def _attributes(self) -> dict[str, Any]:
-        return {
-            "attempt": self.attempt,
-            "chunk_rows": self.chunk_rows,
-            "dim": self.dim,
-            "dtype": self.dtype,
-            "encoder": self.encoder_id,
-            "format": layout.FORMAT,
-            "planned": self.planned,
-            "view": self.view,
-        }
-
-    def metadata(self) -> dict[str, bytes]:
-        """Return the content of each zarr.json, by key inside the segment."""
-        return {
-            "zarr.json": layout.group_metadata({"feature_store": self._attributes()}),
-            "embeddings/zarr.json": layout.embeddings_metadata(
-                self.rows, self.dim, chunk_rows=self.chunk_rows, dtype=self.dtype
-            ),
-            "digests/zarr.json": layout.digests_metadata(self.rows),
-        }
 
 
 class SegmentWriter:
@@ -379,13 +319,3 @@ def _made_by() -> dict[str, Any]:
         "python": platform.python_version(),
         "system": platform.system(),
     }
-
-
-def check_plan_digests(digests: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Return digests that can be planned: (M, 32) uint8, none all zero, or raise ValueError."""
-    digests = check_digests(digests)
-    if not digests.any(axis=1).all():
-        raise ValueError(
-            "Digests of a plan must not be all zero. Got one that is. Pass real SHA-256 digests."
-        )
-    return digests

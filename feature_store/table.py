@@ -5,7 +5,7 @@ Shapes: N = asked digests, M = planned digests, R = rows of all segments, d = di
 
 import threading
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 import numpy as np
@@ -21,10 +21,12 @@ from feature_store.errors import (
 )
 from feature_store.index import DigestIndex, check_digests, first_occurrences
 from feature_store.manifest import Failure, SegmentManifest
+from feature_store.plan import SegmentPlan, plan_segments
 from feature_store.reader import Maps, SegmentReader
-from feature_store.segment import SegmentPlan, SegmentWriter, check_plan_digests
+from feature_store.segment import SegmentWriter
 from feature_store.storage import Storage
 
+_NO_DIGESTS: Final = np.zeros((0, layout.DIGEST_BYTES), np.uint8)
 _CAST_BYTES: Final = 64 * 2**20  # read at once when the caller wants another dtype
 
 
@@ -44,12 +46,15 @@ class Rows:
 class _Published:
     """The published segments at one moment, in order of their ids."""
 
-    readers: tuple[SegmentReader, ...]
-    offsets: NDArray[np.int64]
-    index: DigestIndex
-    failures: Mapping[bytes, tuple[Failure, int]]
-    """Newest known reason of each failed digest, and how many published segments it failed in."""
-    failed: DigestIndex
+    readers: tuple[SegmentReader, ...] = ()
+    offsets: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
+    """First row of each segment among those of all."""
+    digests: NDArray[np.uint8] = field(default_factory=lambda: _NO_DIGESTS)
+    index: DigestIndex = field(default_factory=lambda: DigestIndex(_NO_DIGESTS))
+    failures: Mapping[bytes, Failure] = field(default_factory=dict)
+    """Of digests without a row."""
+    failed: DigestIndex = field(default_factory=lambda: DigestIndex(_NO_DIGESTS))
+    """The same digests."""
 
 
 class Table:
@@ -63,8 +68,7 @@ class Table:
         self._maps = Maps()
         self._lock = threading.Lock()
         self._readers: dict[str, SegmentReader] = {}
-        self._digests: dict[str, NDArray[np.uint8]] = {}
-        self._state: _Published | None = None
+        self._state = _Published()
 
     @property
     def dim(self) -> int | None:
@@ -94,8 +98,7 @@ class Table:
 
     def failures(self) -> Mapping[bytes, Failure]:
         """Return why items have no embedding, by digest; items that have one are left out."""
-        published = self._published()
-        return {digest: failure for digest, (failure, _) in published.failures.items()}
+        return dict(self._published().failures)
 
     def missing(self, digests: NDArray[np.uint8], *, retry: bool = False) -> NDArray[np.int64]:
         """Return what is left to compute.
@@ -142,53 +145,22 @@ class Table:
             StoreConflictError: If the table holds embeddings of another width.
             ValueError: If digests repeat or a number does not fit.
         """
-        digests = check_plan_digests(digests)
-        if len(first_occurrences(digests)) != len(digests):
-            raise ValueError(
-                "Digests of a plan must be distinct. Got repeated ones. Plan what missing() left."
-            )
-        name = np.dtype(dtype).name
-        if name not in layout.DTYPES:
-            raise ValueError(
-                f"The dtype must be one of {', '.join(layout.DTYPES)}. Got {name}. "
-                "Store 16-bit results as float16, others as float32."
-            )
-        for what, number in (
-            ("dim", dim),
-            ("chunk_rows", chunk_rows),
-            ("segment_rows", segment_rows),
-        ):
-            if number is not None and number < 1:
-                raise ValueError(f"{what} must be at least 1. Got {number}. Choose a larger one.")
         if self.dim not in {None, dim}:
             raise StoreConflictError(
                 f"Embeddings of encoder {self.encoder_id} must have width {self.dim}, as those "
                 f"published. Got {dim}. Give the changed encoder another identity."
             )
-        row_bytes = dim * np.dtype(name).itemsize
-        if segment_rows is None:
-            full = chunk_rows or layout.full_chunk_rows(row_bytes)
-            segment_rows = layout.SEGMENT_CHUNKS * full
-        attempts = self._attempts(digests)
-        plans = []
-        for attempt in np.unique(attempts).tolist():
-            positions = np.flatnonzero(attempts == attempt)
-            for start in range(0, len(positions), segment_rows):
-                chosen = positions[start : start + segment_rows]
-                plans.append(
-                    SegmentPlan(
-                        encoder_id=self.encoder_id,
-                        view=self.view,
-                        digests=digests[chosen],
-                        positions=chosen,
-                        dim=dim,
-                        dtype=name,
-                        chunk_rows=chunk_rows
-                        or min(layout.fitting_chunk_rows(len(chosen), row_bytes), segment_rows),
-                        attempt=attempt,
-                    )
-                )
-        return tuple(plans)
+        digests = check_digests(digests)
+        return plan_segments(
+            digests,
+            self._attempts(digests),
+            encoder_id=self.encoder_id,
+            view=self.view,
+            dim=dim,
+            dtype=dtype,
+            chunk_rows=chunk_rows,
+            segment_rows=segment_rows,
+        )
 
     def writer(self, plan: SegmentPlan) -> SegmentWriter:
         """Return a writer that continues the segment of `plan`.
@@ -209,16 +181,11 @@ class Table:
         Raises:
             MissingRowsError: If any item has none.
         """
-        published = self._published()
-        found = published.index.find(digests)
-        absent = found < 0
-        if absent.any():
-            raise self._missing(published, digests[absent], len(digests))
-        segment = np.searchsorted(published.offsets, found, side="right") - 1
+        published, segment, row = self._locate(check_digests(digests))
         return Rows(
             segments=tuple(reader.manifest.id for reader in published.readers),
             segment=segment,
-            row=found - published.offsets[segment],
+            row=row,
         )
 
     def read(
@@ -247,20 +214,25 @@ class Table:
             ValueError: If `out` does not fit.
         """
         digests = check_digests(digests)
-        rows = self.resolve(digests)
+        published, segment, row = self._locate(digests)
+        readers = published.readers
+        width = readers[0].manifest.dim if readers else 0
         if out is None:
-            dtype = np.dtype(dtype) if dtype is not None else self.dtype or np.dtype(np.float32)
-            out = np.empty((len(digests), self.dim or 0), dtype)
-        elif not self._fits(out, len(digests)):
+            stored = np.result_type(*(reader.dtype for reader in readers)) if readers else "f4"
+            out = np.empty((len(digests), width), stored if dtype is None else dtype)
+        elif not (
+            out.shape == (len(digests), width) and out.flags.c_contiguous and out.flags.writeable
+        ):
             raise ValueError(
-                f"out must be a writable C-contiguous ({len(digests)}, {self.dim}) array. "
+                f"out must be a writable C-contiguous ({len(digests)}, {width}) array. "
                 f"Got {out.shape}. Pass another one or none."
             )
-        for number, segment_id in enumerate(rows.segments):
-            positions = np.flatnonzero(rows.segment == number)
-            if len(positions):
-                reader = self._readers[segment_id]
-                _read_segment(reader, rows.row[positions], positions, out, verify=verify)
+        # Stable, so rows that follow each other stay together and are read as slices.
+        order = np.argsort(segment, kind="stable")
+        bounds = np.searchsorted(segment[order], np.arange(len(readers) + 1))
+        for reader, start, stop in zip(readers, bounds[:-1], bounds[1:], strict=True):
+            positions = order[start:stop]
+            _read_segment(reader, row[positions], positions, out, verify=verify)
         return out
 
     def verify(self) -> list[Problem]:
@@ -274,13 +246,6 @@ class Table:
                 continue
             problems += audit_segment(SegmentReader(self._storage, self._prefix, manifest))
         return problems
-
-    def _fits(self, out: NDArray[Any], count: int) -> bool:
-        return (
-            out.shape in {(count, self.dim), (count, 0 if self.dim is None else self.dim)}
-            and out.flags.c_contiguous
-            and out.flags.writeable
-        )
 
     def _missing(
         self, published: _Published, absent: NDArray[np.uint8], total: int
@@ -296,7 +261,7 @@ class Table:
         )
 
     def _attempts(self, digests: NDArray[np.uint8]) -> NDArray[np.int64]:
-        published = self._published_with_failures()
+        published = _count_failures(self._open())
         counts = np.zeros(len(digests), np.int64)
         if published:
             failed = np.frombuffer(b"".join(published), np.uint8).reshape(-1, layout.DIGEST_BYTES)
@@ -304,16 +269,6 @@ class Table:
             found = DigestIndex(failed).find(digests)
             counts[found >= 0] = known[found[found >= 0]]
         return counts
-
-    def _published_with_failures(self) -> dict[bytes, tuple[Failure, int]]:
-        failures: dict[bytes, tuple[Failure, int]] = {}
-        # The attempt orders them in time, so the last reason stays.
-        for manifest in sorted(self.segments(), key=lambda manifest: manifest.attempt):
-            for entry in manifest.failures:
-                digest = bytes.fromhex(entry.digest)
-                count = failures[digest][1] if digest in failures else 0
-                failures[digest] = (entry.failure, count + 1)
-        return failures
 
     def _published_ids(self) -> list[str]:
         return [
@@ -333,15 +288,17 @@ class Table:
             )
         return manifest
 
-    def _open(self) -> list[SegmentReader]:
+    def _open(self) -> tuple[SegmentReader, ...]:
         with self._lock:
-            published = self._published_ids()
-            for segment_id in published:
-                if segment_id not in self._readers:
-                    self._readers[segment_id] = SegmentReader(
-                        self._storage, self._prefix, self._manifest(segment_id), self._maps
-                    )
-            readers = [self._readers[segment_id] for segment_id in published]
+            # A segment that is gone is forgotten: recomputed, it may come back with other bytes.
+            self._readers = {
+                segment_id: self._readers.get(segment_id)
+                or SegmentReader(
+                    self._storage, self._prefix, self._manifest(segment_id), self._maps
+                )
+                for segment_id in self._published_ids()
+            }
+            readers = tuple(self._readers.values())
         widths = {reader.manifest.dim for reader in readers}
         if len(widths) > 1:
             raise StoreConflictError(
@@ -350,37 +307,51 @@ class Table:
             )
         return readers
 
-    def _segment_digests(self, reader: SegmentReader) -> NDArray[np.uint8]:
-        key = reader.manifest.id
-        if key not in self._digests:
-            self._digests[key] = reader.digests()
-        return self._digests[key]
-
-    def _stored_digests(self) -> NDArray[np.uint8]:
-        digests = [self._segment_digests(reader) for reader in self._open()]
-        joined = np.concatenate([np.zeros((0, layout.DIGEST_BYTES), np.uint8), *digests])
-        return joined[joined.any(axis=1)]
-
     def _published(self) -> _Published:
-        readers = tuple(self._open())
-        state = self._state
-        if state is not None and state.readers == readers:
-            return state
-        digests = [self._segment_digests(reader) for reader in readers]
-        joined = np.concatenate([np.zeros((0, layout.DIGEST_BYTES), np.uint8), *digests])
+        readers = self._open()
+        known = self._state
+        if known.readers == readers:
+            return known
+        # What is known already stays one array: a table of 1e8 rows holds 3.2 GB of digests.
+        parts = dict(zip(known.readers, np.split(known.digests, known.offsets[1:]), strict=False))
+        digests = [parts[reader] if reader in parts else reader.digests() for reader in readers]
+        joined = np.concatenate([_NO_DIGESTS, *digests])
         index = DigestIndex(joined)
-        failures = self._published_with_failures()
+        failures = _count_failures(readers)
         failed = np.frombuffer(b"".join(failures), np.uint8).reshape(-1, layout.DIGEST_BYTES)
-        open_failures = failed[index.find(failed) < 0]
-        state = _Published(
+        failed = failed[index.find(failed) < 0]
+        self._state = _Published(
             readers=readers,
             offsets=np.cumsum([0, *(len(part) for part in digests)])[:-1].astype(np.int64),
+            digests=joined,
             index=index,
-            failures={digest.tobytes(): failures[digest.tobytes()] for digest in open_failures},
-            failed=DigestIndex(open_failures),
+            failures={digest.tobytes(): failures[digest.tobytes()][0] for digest in failed},
+            failed=DigestIndex(failed),
         )
-        self._state = state
-        return state
+        return self._state
+
+    def _locate(
+        self, digests: NDArray[np.uint8]
+    ) -> tuple[_Published, NDArray[np.int64], NDArray[np.int64]]:
+        published = self._published()
+        found = published.index.find(digests)
+        absent = found < 0
+        if absent.any():
+            raise self._missing(published, digests[absent], len(digests))
+        segment = np.searchsorted(published.offsets, found, side="right") - 1
+        return published, segment, found - published.offsets[segment]
+
+
+def _count_failures(readers: tuple[SegmentReader, ...]) -> dict[bytes, tuple[Failure, int]]:
+    """Return the newest reason and the number of failures of each digest that ever failed."""
+    failures: dict[bytes, tuple[Failure, int]] = {}
+    # The attempt orders them in time, so the last reason stays.
+    for reader in sorted(readers, key=lambda reader: reader.manifest.attempt):
+        for entry in reader.manifest.failures:
+            digest = bytes.fromhex(entry.digest)
+            count = failures[digest][1] if digest in failures else 0
+            failures[digest] = (entry.failure, count + 1)
+    return failures
 
 
 def _read_segment(
