@@ -85,7 +85,8 @@ class Table:
     @property
     def rows(self) -> int:
         """Number of distinct items that have an embedding."""
-        return len(first_occurrences(self._stored_digests()))
+        stored = self._published().digests
+        return len(first_occurrences(stored[stored.any(axis=1)]))
 
     def segments(self) -> tuple[SegmentManifest, ...]:
         """Return the manifests of the published segments, ordered by id.
