@@ -33,13 +33,15 @@ def embed_study(
         FailureRateError: Too many items failed; what was embedded stays.
     """
     from svp.embed import EmbedConfig, embed
-    from svp.encoders import open_encoder
+    from svp.encoders.encoder import open_encoder
 
     progress = progress if progress is not None else Silent()
     section = study.config.encoder
     source = study.source()
     scan = study.scan(source, progress)
-    encoder = open_encoder(study.encoder_spec, device=device, precision=section.precision)
+    encoder = open_encoder(
+        study.encoder_spec, device=device, precision=section.precision, progress=progress
+    )
     config = EmbedConfig(batch_size=section.batch_size, workers=section.workers, retry=retry)
     if max_failure_rate is not None:
         config = dataclasses.replace(config, max_failure_rate=max_failure_rate)

@@ -4,7 +4,6 @@ Shapes: M = items with an embedding on one side, d = features.
 """
 
 import dataclasses
-import hashlib
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Final
 
@@ -48,14 +47,11 @@ class Features:
     x_Md: "torch.Tensor"
     dropped: int
 
-    def rows(self) -> dict[str, int]:
-        """Return the row of every id."""
-        return {identifier: row for row, identifier in enumerate(self.ids)}
-
     def keys(self) -> npt.NDArray[np.uint64]:
         """Return one number per item that depends on its id alone."""
-        raw = b"".join(hashlib.sha256(identifier.encode()).digest()[:8] for identifier in self.ids)
-        return np.frombuffer(raw, dtype="<u8").astype(np.uint64)
+        from svp.strategies.keys import keys_of
+
+        return keys_of(self.ids)
 
 
 def split_rows(pool: "Pool") -> dict[str, Int64Array]:

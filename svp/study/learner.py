@@ -30,7 +30,7 @@ class Learner:
 
     Attributes:
         classes: Names of classes 0 … C-1.
-        proxy: The trained proxy; None with labels of fewer than two classes.
+        proxy: The trained proxy; None with fewer than two classes.
         train_s: Seconds the fit took.
     """
 
@@ -61,23 +61,25 @@ def fit_learner(
     standardiser: "Standardiser",
     seed: int,
     device: str,
+    classes: Sequence[str] | None = None,
 ) -> Learner:
     """Fit a proxy on the labelled rows of `x_Md`.
 
     Args:
         x_Md: Embeddings.
         rows_L: Labelled rows.
-        names_L: Their class names; the learner's classes are these, sorted.
+        names_L: Their class names.
         config: Kind and settings of the proxy.
         standardiser: Of the pool.
         seed: Decides initialisation and order.
         device: Where to fit.
+        classes: All class names where they are known; None: those of `names_L`, sorted.
     """
     import torch
 
     from svp.proxies import fit_proxy
 
-    classes = tuple(sorted(set(names_L)))
+    classes = tuple(sorted(set(names_L)) if classes is None else classes)
     if len(classes) < 2:
         return Learner(classes=classes, proxy=None, train_s=0.0)
     start = time.monotonic()

@@ -1,12 +1,11 @@
 """Options that a study file carries for other stages, built into those stages' own types."""
 
-import dataclasses
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from svp.errors import InputError
 from svp.study.config import ProxySection, StudyConfig
-from svp.study.tables import from_table, near_names
+from svp.study.tables import convert_table, from_table, near_names
 
 if TYPE_CHECKING:
     from svp.finetune.config import FinetuneConfig
@@ -41,26 +40,21 @@ def build_named_strategy(name: str, params: Mapping[str, Any]) -> "Strategy":
 
 
 def build_finetune_config(options: Mapping[str, Any]) -> "FinetuneConfig":
-    """Return the fine-tune's configuration: its preset's, with the other keys replaced."""
+    """Return the fine-tune's configuration: a preset's, with the other keys replaced."""
     from svp.finetune.config import FinetuneConfig
-    from svp.finetune.presets import PRESETS
+    from svp.finetune.presets import PRESETS, preset
 
     chosen = dict(options)
-    preset = chosen.pop("preset", None)
-    if preset is not None and preset not in PRESETS:
+    name = chosen.pop("preset", "small")
+    if name not in PRESETS:
         raise InputError(
-            f"finetune.preset is not a preset of svp. Got {preset!r}. "
-            f"{near_names(str(preset), PRESETS)}"
+            f"finetune.preset must be one of svp's. Got {name!r}. {near_names(str(name), PRESETS)}"
         )
-    base = FinetuneConfig() if preset is None else PRESETS[preset]
-    # Checks names and types of what is written; alone, because steps and epochs exclude each
-    # other and a study file cannot say None.
-    if "epochs" in chosen and "steps" not in chosen:
-        base = dataclasses.replace(base, steps=None, epochs=1)
-    elif "steps" in chosen and "epochs" not in chosen:
-        base = dataclasses.replace(base, steps=1, epochs=None)
-    defaults = {field.name: getattr(base, field.name) for field in dataclasses.fields(base)}
-    return from_table(FinetuneConfig, {**defaults, **chosen}, "finetune")
+    values = convert_table(FinetuneConfig, chosen, "finetune")
+    try:
+        return preset(name, **values)
+    except InputError as error:
+        raise InputError(f"finetune: {error}") from error
 
 
 def check_options(config: StudyConfig) -> None:

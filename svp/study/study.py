@@ -46,11 +46,12 @@ def _relative(text: str, folder: Path) -> str:
 
 def _spec_path(spec: str) -> tuple[str, str, str]:
     """Split an encoder spec around the path inside it: (before, path, after)."""
-    if "@" in spec:
-        before, _, rest = spec.partition("@")
-        path, mark, after = rest.partition("#")
-        return before + "@", path, mark + after
-    return ("", spec, "") if ":" not in spec else (spec, "", "")
+    family, colon, rest = spec.partition(":")
+    if not colon or "/" in family:
+        return "", spec, ""
+    name, at, path = rest.partition("@")
+    branch = next((mark for mark in ("#online", "#target") if path.endswith(mark)), "")
+    return f"{family}:{name}{at}", path.removesuffix(branch), branch
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -86,11 +87,12 @@ class Study:
                     f"A source must be a folder, manifest or archive that exists. Got {text}. "
                     "Correct the path."
                 )
+        from svp.encoders.spec import parse_spec
+
+        parse_spec(config.encoder.spec)
         before, path, after = _spec_path(config.encoder.spec)
-        if path and Path(path).expanduser().exists():
+        if path:
             path = _relative(path, folder)
-            if not before and ":" not in path and "/" not in path:
-                path = f"./{path}"
         root = config.data.root
         written = dataclasses.replace(
             config,
@@ -185,15 +187,17 @@ class Study:
         )
 
     def open_store(self, *, create: bool = False) -> "FeatureStore":
-        """Open the study's feature store."""
+        """Open the study's feature store; make it if `create` says so."""
+        from feature_store.errors import StoreNotFoundError
         from feature_store.store import open_store
 
-        if not create and not _is_url(self.store_url) and not Path(self.store_url).exists():
+        try:
+            return open_store(self.store_url, create=create)
+        except StoreNotFoundError as error:
             raise InputError(
-                f"The study's images must be embedded first. Got no store at {self.store_url}. "
-                f"Run: svp embed {self.path}"
-            )
-        return open_store(self.store_url, create=create)
+                "The study's images must be embedded first. Got no store at "
+                f"{self.store_url}. Run: svp embed {self.path}"
+            ) from error
 
     def embedded(self) -> dict[str, Any] | None:
         """Return what `svp embed` recorded for the present spec and precision, or None."""
@@ -219,7 +223,7 @@ class Study:
                 "The study's images must be embedded first. Got an empty store at "
                 f"{self.store_url}. Run: svp embed {self.path}"
             )
-        from svp.encoders import open_encoder
+        from svp.encoders.encoder import open_encoder
 
         encoder = open_encoder(
             self.encoder_spec, device="cpu", precision=self.config.encoder.precision

@@ -28,19 +28,14 @@ def near_names(name: str, known: Iterable[str]) -> str:
     return f"Known: {', '.join(choices)}." if choices else "Nothing is known here."
 
 
-def from_table(cls: type[T], table: Mapping[str, Any], path: str = "") -> T:
-    """Build the dataclass `cls` from a table.
-
-    Args:
-        cls: A dataclass; nested dataclasses become nested tables.
-        table: Keys and values as TOML or JSON gives them.
-        path: Dotted path of the table, for messages.
+def convert_table(cls: type[Any], table: Mapping[str, Any], path: str = "") -> dict[str, Any]:
+    """Return the values of `table` as the fields of the dataclass `cls` want them.
 
     Raises:
-        InputError: A key is unknown, missing or of the wrong type; the message names its path.
+        InputError: A key is unknown or of the wrong type; the message names its path.
     """
     hints = typing.get_type_hints(cls)
-    fields = {field.name: field for field in dataclasses.fields(cls) if field.init}  # type: ignore[arg-type]
+    fields = {field.name: field for field in dataclasses.fields(cls) if field.init}
     rest = next((name for name, field in fields.items() if field.metadata.get("rest")), None)
     named = {name for name in fields if name != rest}
     values: dict[str, Any] = {}
@@ -53,14 +48,29 @@ def from_table(cls: type[T], table: Mapping[str, Any], path: str = "") -> T:
             others[key] = value
         else:
             raise InputError(f"{where} is not a setting of svp. {near_names(key, named)}")
-    if rest is not None:
-        values[rest] = others
-    for name, field in fields.items():
-        required = (
-            field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+    return values if rest is None else {**values, rest: others}
+
+
+def from_table(cls: type[T], table: Mapping[str, Any], path: str = "") -> T:
+    """Build the dataclass `cls` from a table.
+
+    Args:
+        cls: A dataclass; nested dataclasses become nested tables.
+        table: Keys and values as TOML or JSON gives them.
+        path: Dotted path of the table, for messages.
+
+    Raises:
+        InputError: A key is unknown, missing, of the wrong type or out of range; the message
+            names its path.
+    """
+    values = convert_table(cls, table, path)
+    for field in dataclasses.fields(cls):  # type: ignore[arg-type]
+        optional = (
+            field.default is not dataclasses.MISSING
+            or field.default_factory is not dataclasses.MISSING
         )
-        if required and name not in values:
-            where = f"{path}.{name}" if path else name
+        if field.init and not optional and field.name not in values:
+            where = f"{path}.{field.name}" if path else field.name
             raise InputError(f"{where} must be given. Got nothing. Add it.")
     try:
         return cls(**values)

@@ -1,0 +1,305 @@
+"""One run of a simulation: a strategy, a proxy and a seed against known labels.
+
+The classes are known from the start, as in published benchmarks.
+Shapes: M = pool, L = labelled, b = batch, d = features, T = test items, C = classes.
+"""
+
+import dataclasses
+import json
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from feature_store.digest import canonical_json, sha256_hex
+from svp.errors import InputError
+from svp.metrics import accuracy, balanced_accuracy, imbalance, macro_f1, pool_accuracy
+from svp.progress import Progress
+from svp.seed import derive_seed, numpy_generator
+from svp.study.curves import Cell
+from svp.study.features import Features, read_features, split_rows
+from svp.study.learner import Learner, codes, fit_learner, predict
+from svp.study.options import build_named_strategy
+from svp.study.study import Study
+
+if TYPE_CHECKING:
+    import torch
+
+    from svp.proxies import ProxyConfig, Standardiser
+    from svp.strategies.base import Strategy
+
+Int64Array = npt.NDArray[np.int64]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class SimulationConfig:
+    """What to simulate.
+
+    Attributes:
+        strategies: Names; random is always added.
+        proxies: `linear`, `mlp` or both.
+        seeds: One run of everything each.
+        batch: Labels per round.
+        rounds: Selections after the initial batch.
+        initial: Labels of the initial batch; None = `batch`.
+        first: How the initial batch is chosen, shared by all strategies of a seed.
+        test_share: Share held out for evaluation if the source has no test split, in (0, 1).
+        params: Parameters by strategy name; the study's own strategy keeps the study's.
+    """
+
+    strategies: tuple[str, ...] = ("margin",)
+    proxies: tuple[Literal["linear", "mlp"], ...] = ("linear",)
+    seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
+    batch: int
+    rounds: int
+    initial: int | None = None
+    first: Literal["random", "kmeans"] = "random"
+    test_share: float = 0.2
+    params: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name in ("strategies", "proxies", "seeds"):
+            values = getattr(self, name)
+            if not values or len(set(values)) != len(values):
+                raise InputError(f"{name} must be given, each once. Got {values}. Correct them.")
+        for name, least in (("batch", 1), ("rounds", 0), ("initial", 1)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise InputError(f"{name} must be at least {least}. Got {value}. Correct it.")
+        if not 0 < self.test_share < 1:
+            raise InputError(
+                f"test_share must be between 0 and 1. Got {self.test_share}. Correct it."
+            )
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Labels at each recorded point."""
+        initial = self.batch if self.initial is None else self.initial
+        return tuple(initial + place * self.batch for place in range(self.rounds + 1))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Stage:
+    """Everything that all cells share, loaded once."""
+
+    ids: tuple[str, ...]
+    classes: tuple[str, ...]
+    x_Md: "torch.Tensor"
+    y_M: Int64Array
+    keys_M: npt.NDArray[np.uint64]
+    x_Td: "torch.Tensor"
+    y_T: Int64Array
+    standardiser: "Standardiser"
+    evaluation: Mapping[str, Any]
+    identity: Mapping[str, str]
+    device: str
+
+
+def prepare(study: Study, config: SimulationConfig, device: str, progress: Progress) -> Stage:
+    """Load embeddings and known labels, once for all runs.
+
+    Raises:
+        InputError: There are no known labels of two classes, nothing to evaluate on, embeddings
+            are missing, or the pool is smaller than the last round needs.
+    """
+    from svp.proxies import Standardiser
+
+    encoder_id, store = study.encoder_id(), study.open_store()
+    pool = study.scan(progress=progress).pool
+    labels = pool.labels or (None,) * len(pool)
+    sides = {
+        side: [row for row in rows.tolist() if labels[row] is not None]
+        for side, rows in split_rows(pool).items()
+    }
+    if not sides["train"]:
+        raise InputError(
+            "A simulation must have known labels: class folders, or a label column in the "
+            "manifest. Got a source without labels outside its evaluation splits. "
+            "Use `svp select` with people instead."
+        )
+    features = read_features(study, store, pool, encoder_id, sides["train"])
+    held_out = not sides["test"]
+    kept_rows = np.arange(len(features.ids))
+    if held_out:
+        # One held-out set for all runs, or differences between runs would be partly its luck.
+        shuffled = numpy_generator(study.config.seed, "held-out").permutation(len(features.ids))
+        count = round(config.test_share * len(features.ids))
+        test_rows, kept_rows = np.sort(shuffled[:count]), np.sort(shuffled[count:])
+        test = _part(features, test_rows)
+        features = _part(features, kept_rows)
+    else:
+        test = read_features(study, store, pool, encoder_id, sides["test"])
+    if not test.ids:
+        raise InputError("A simulation must have items to evaluate on. Got none. Add a test split.")
+    if config.sizes[-1] > len(features.ids):
+        raise InputError(
+            f"The last round must need at most {len(features.ids)} labels, all there are. Got "
+            f"{config.sizes[-1]}. Lower batch, rounds or initial."
+        )
+    names_M = [name or "" for name in features.labels]
+    names_T = [name or "" for name in test.labels]
+    classes = tuple(sorted(set(names_M)))
+    if len(classes) < 2:
+        raise InputError(
+            f"A simulation must have labels of at least two classes. Got only {classes[0]}. "
+            "Check the source's labels."
+        )
+    x_Md = features.x_Md.to(device)
+    truth = [[pool.ids[row], labels[row]] for side in ("train", "test") for row in sides[side]]
+    return Stage(
+        ids=features.ids,
+        classes=classes,
+        x_Md=x_Md,
+        y_M=codes(names_M, classes),
+        keys_M=features.keys(),
+        x_Td=test.x_Md.to(device),
+        y_T=codes(names_T, classes),
+        standardiser=Standardiser.fit(x_Md),
+        evaluation={
+            "split": "held-out" if held_out else "test",
+            "items": len(test.ids),
+            "share": config.test_share if held_out else None,
+            "pool": len(features.ids),
+            "classes": len(classes),
+        },
+        identity={
+            "pool": pool.id,
+            "encoder": encoder_id,
+            "labels": sha256_hex(canonical_json(truth)),
+            "held_out_seed": str(study.config.seed) if held_out else "",
+        },
+        device=device,
+    )
+
+
+def _part(features: Features, rows: Int64Array) -> Features:
+    import torch
+
+    return Features(
+        ids=tuple(features.ids[row] for row in rows),
+        uris=tuple(features.uris[row] for row in rows),
+        labels=tuple(features.labels[row] for row in rows),
+        x_Md=features.x_Md[torch.from_numpy(rows)],
+        dropped=0,
+    )
+
+
+def run_cell(
+    stage: Stage,
+    config: SimulationConfig,
+    name: str,
+    strategy: "Strategy",
+    kind: str,
+    proxy_config: "ProxyConfig",
+    seed: int,
+) -> Cell:
+    """Run one strategy with one proxy and seed through all rounds.
+
+    The initial batch depends on the seed alone, and so does every fit on it: all strategies start
+    from the same point.
+    """
+    first = build_named_strategy(config.first, {})
+    batches = [_select(stage, first, None, [], config.sizes[0], seed)]
+    select_s = 0.0
+    rounds: list[dict[str, float]] = []
+    for number, size in enumerate(config.sizes):
+        labelled_L = np.sort(np.concatenate(batches))
+        learner = fit_learner(
+            stage.x_Md,
+            labelled_L,
+            [stage.classes[code] for code in stage.y_M[labelled_L]],
+            proxy_config,
+            standardiser=stage.standardiser,
+            seed=derive_seed(seed, "proxy", number),
+            device=stage.device,
+            classes=stage.classes,
+        )
+        measured = _measure(stage, learner, labelled_L)
+        times = {"select_s": select_s, "train_s": round(learner.train_s, 6)}
+        rounds.append({"num_labeled": size, **measured, **times})
+        if number == config.rounds:
+            break
+        start = time.monotonic()
+        batches.append(_select(stage, strategy, learner, batches, config.batch, seed))
+        select_s = round(time.monotonic() - start, 6)
+    return Cell(
+        strategy=name,
+        proxy=kind,
+        seed=seed,
+        uses_oracle=strategy.uses_oracle,
+        rounds=tuple(rounds),
+        selected=tuple(tuple(stage.ids[row] for row in batch) for batch in batches),
+    )
+
+
+def _select(
+    stage: Stage,
+    strategy: "Strategy",
+    learner: Learner | None,
+    batches: list[Int64Array],
+    b: int,
+    seed: int,
+) -> Int64Array:
+    """Return the rows of one batch, in the order chosen."""
+    import torch
+
+    from svp.strategies.base import Budget, PoolView
+    from svp.strategies.catalog import run_strategy
+
+    labelled_L = np.sort(np.concatenate([np.zeros(0, dtype=np.int64), *batches]))
+    free_M = np.ones(len(stage.ids), dtype=bool)
+    free_M[labelled_L] = False
+    view = PoolView(
+        embeddings_Nd=stage.x_Md,
+        keys_N=stage.keys_M,
+        unlabelled_U=np.flatnonzero(free_M),
+        labelled_L=labelled_L,
+        y_L=stage.y_M[labelled_L],
+        n_classes=len(stage.classes),
+        proxy=learner.proxy if learner is not None else None,
+    )
+    selection = run_strategy(
+        strategy,
+        view,
+        b,
+        derive_seed(seed, "select", len(batches)),
+        budget=Budget(device=torch.device(stage.device)),
+        oracle=(lambda rows: stage.y_M[rows]) if strategy.uses_oracle else None,
+    )
+    return selection.rows_b
+
+
+def _measure(stage: Stage, learner: Learner, labelled_L: Int64Array) -> dict[str, float]:
+    predicted_T = predict(learner, stage.x_Td, stage.device).class_M
+    predicted_M = predict(learner, stage.x_Md, stage.device).class_M
+    whole = pool_accuracy(stage.y_M, predicted_M, labelled_L)
+    spread = imbalance(np.bincount(stage.y_M[labelled_L], minlength=len(stage.classes)))
+    return {
+        "test_acc": accuracy(stage.y_T, predicted_T),
+        "balanced_acc": balanced_accuracy(stage.y_T, predicted_T),
+        "macro_f1": macro_f1(stage.y_T, predicted_T),
+        "pool_acc": whole.hybrid,
+        "imbalance": spread.ratio,
+        "pool_acc_model": whole.model,
+        "entropy_share": spread.entropy_share,
+        "unseen_classes": spread.unseen,
+    }
+
+
+def cell_path(folder: Path, strategy: str, proxy: str, seed: int) -> Path:
+    """Return where a run is written."""
+    return folder / "cells" / f"{strategy}-{proxy}-{seed}.json"
+
+
+def read_cell(path: Path) -> Cell | None:
+    """Read a finished run; None if it is not there."""
+    if not path.is_file():
+        return None
+    stored: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    del stored["schema"]
+    stored["rounds"] = tuple(stored["rounds"])
+    stored["selected"] = tuple(tuple(batch) for batch in stored["selected"])
+    return Cell(**stored)

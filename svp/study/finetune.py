@@ -1,0 +1,152 @@
+"""Fine-tune the target model of a study: its images decoded once, its labels, its splits.
+
+Shapes: N = readable images, L = labelled, E = held out, S = side in pixels.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from svp.errors import InputError
+from svp.progress import Progress, Silent
+from svp.seed import derive_seed
+from svp.study.features import split_rows
+from svp.study.labels import read_labels
+from svp.study.options import build_finetune_config
+from svp.study.study import Study
+
+if TYPE_CHECKING:
+    import torch
+
+    from feature_store.pool import Pool
+    from svp.finetune.config import FinetuneConfig
+    from svp.finetune.data import FinetuneData
+    from svp.finetune.run import FinetuneResult
+
+Int64Array = npt.NDArray[np.int64]
+
+
+def finetune_study(
+    study: Study,
+    *,
+    labels: Mapping[str, str] | None = None,
+    config: "FinetuneConfig | None" = None,
+    output: Path | None = None,
+    seed: int | None = None,
+    device: str = "cpu",
+    restart: bool = False,
+    progress: Progress | None = None,
+) -> "FinetuneResult":
+    """Train the target model from the study's encoder and predict the whole pool.
+
+    Evaluated on the labelled items of the source's test split, or of its val split if it has no
+    test split, or not at all.
+
+    Args:
+        study: The study.
+        labels: Label by id instead of the study's, such as `simulation_labels` returns.
+        config: Settings instead of the study's.
+        output: Folder of the model; default: `model` in the study.
+        seed: Instead of the study's.
+        device: Where to train.
+        restart: Discard what another run left in `output` instead of refusing it.
+        progress: Where to report.
+
+    Raises:
+        InputError: There are no labels of two classes, or images cannot be read.
+    """
+    from svp.encoders.encoder import open_encoder
+    from svp.encoders.images import decode_pool
+    from svp.finetune.run import finetune
+
+    progress = progress if progress is not None else Silent()
+    config = build_finetune_config(study.config.finetune.options) if config is None else config
+    labels = read_labels(study) if labels is None else labels
+    if len(set(labels.values())) < 2:
+        raise InputError(
+            f"A fine-tune must have labels of at least two classes. Got {len(labels)} labels of "
+            f"{len(set(labels.values()))}. Import labels first: svp labels import {study.path} FILE"
+        )
+    section = study.config.encoder
+    source = study.source()
+    pool = study.scan(source, progress).pool
+    encoder = open_encoder(
+        study.encoder_spec, device=device, precision=section.precision, progress=progress
+    )
+    images_N3SS, kept, failures = decode_pool(
+        source, pool.uris, encoder.preprocessing, workers=section.workers, progress=progress
+    )
+    if failures:
+        progress.say(f"{len(failures):,} images could not be read and take no part.")
+    data = gather_data(pool.subset(kept), images_N3SS, labels)
+    return finetune(
+        encoder,
+        data,
+        config,
+        output=study.model_dir if output is None else output,
+        seed=derive_seed(study.config.seed if seed is None else seed, "finetune"),
+        device=device,
+        restart=restart,
+        progress=progress,
+    )
+
+
+def gather_data(
+    pool: "Pool", images_N3SS: "torch.Tensor", labels: Mapping[str, str]
+) -> "FinetuneData":
+    """Say which images are labelled, unlabelled and held out.
+
+    Args:
+        pool: The readable items, in the order of `images_N3SS`.
+        images_N3SS: Their pixels.
+        labels: Label by id; those of evaluation splits are only evaluated on.
+
+    Raises:
+        InputError: Fewer than two classes are left among the items to learn from.
+    """
+    from svp.finetune.data import FinetuneData
+
+    own = pool.labels or (None,) * len(pool)
+    sides = split_rows(pool)
+    train = sides["train"].tolist()
+    labelled = [row for row in train if pool.ids[row] in labels]
+    learned = {labels[pool.ids[row]] for row in labelled}
+    if len(learned) < 2:
+        raise InputError(
+            "Items to learn from must have labels of at least two classes. Got "
+            f"{len(labelled)} readable labelled items of {len(learned)}. Label more."
+        )
+    truth: dict[int, str] = {}
+    held_out: list[int] = []
+    for side in ("test", "val"):
+        for row in sides[side].tolist():
+            name = labels.get(pool.ids[row], own[row])
+            if name is not None:
+                truth[row] = name
+        held_out = [row for row in sides[side].tolist() if row in truth]
+        if held_out:
+            break
+    # A class that is only evaluated has an output too, so that missing it is an error like others.
+    classes = tuple(sorted(learned | {truth[row] for row in held_out}))
+    number = {name: place for place, name in enumerate(classes)}
+    known_N = np.asarray(
+        [number.get(name, -1) if name is not None else -1 for name in own], dtype=np.int64
+    )
+    return FinetuneData(
+        images_N3SS=images_N3SS,
+        ids=pool.ids,
+        class_names=classes,
+        labelled_rows=_rows(labelled),
+        labels_L=_rows([number[labels[pool.ids[row]]] for row in labelled]),
+        unlabelled_rows=_rows([row for row in train if pool.ids[row] not in labels]),
+        held_out_rows=_rows(held_out),
+        held_out_labels_E=_rows([number[truth[row]] for row in held_out]),
+        known_labels_N=known_N if (known_N >= 0).any() else None,
+    )
+
+
+def _rows(values: list[int]) -> Int64Array:
+    return np.asarray(values, dtype=np.int64)
