@@ -1,48 +1,79 @@
 """The one interface of every selection strategy.
 
 A strategy receives arrays and a head, never a trainer, a file or a configuration object. It reads
-the pool through a `PoolView` tile by tile, and returns a `Selection`.
+the pool through a `PoolView` block by block, and returns a `Selection`.
 
-Shapes: N = pool, U = unlabelled candidates, L = labelled, C = classes, d = features, b = budget.
+Two rules make a selection the same for every tile size and every order of the pool, although
+floating-point sums depend on shapes and positions:
+
+* candidates are visited in the order of a seeded hash of their keys (`PoolView.candidates`), so
+  "the first of equals" is also the rule for ties;
+* a proxy is always evaluated on blocks of exactly `BLOCK_ROWS` rows (the last one padded), so
+  the same matrix product runs whatever the tile size.
+
+Shapes: N = pool, U = unlabelled candidates, L = labelled, C = classes, d = features, h = width of
+the representation asked for, b = budget, T = rows of one block.
 """
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping
-from typing import ClassVar, Literal, Protocol
+from typing import ClassVar, Final, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
 from svp.errors import InputError
+from svp.strategies.keys import hash_keys
 
 Int64Array = npt.NDArray[np.int64]
 UInt64Array = npt.NDArray[np.uint64]
 Float32Array = npt.NDArray[np.float32]
+Float64Array = npt.NDArray[np.float64]
 
 Need = Literal["embeddings", "logits", "linear_head", "labelled"]
 Space = Literal["input", "hidden"]
 
+BLOCK_ROWS: Final = 1024
 
-@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
-class LinearHead:
-    """The last layer of a proxy: logits = x @ weight.T + bias, on the space it acts on."""
 
-    weight_Cd: torch.Tensor
-    bias_C: torch.Tensor
+class LinearHead(Protocol):
+    """The last layer of a proxy: logits = h @ weight.T + bias, on the space it acts on."""
+
+    @property
+    def weight_Cd(self) -> torch.Tensor:
+        """Weights, float32 (C, h)."""
+
+    @property
+    def bias_C(self) -> torch.Tensor:
+        """Biases, float32 (C,)."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class Budget:
-    """What a strategy may use.
+    """What a strategy may use; nothing here ever changes what is selected.
 
     Attributes:
         device: Where tensor work runs.
-        tile_rows: Rows of the pool a tile holds. Never changes what is selected.
+        tile_rows: Rows gathered and moved to the device at once, rounded up to whole blocks of
+            `BLOCK_ROWS`.
+        cache_bytes: What a strategy that reads the pool several times may keep on the device
+            instead of computing it again.
     """
 
     device: torch.device = dataclasses.field(default_factory=lambda: torch.device("cpu"))
     tile_rows: int = 16_384
+    cache_bytes: int = 2 * 1024**3
+
+    def __post_init__(self) -> None:
+        if self.tile_rows < 1:
+            raise InputError(
+                f"tile_rows must be at least 1. Got {self.tile_rows}. Leave it at its default."
+            )
+        if self.cache_bytes < 0:
+            raise InputError(
+                f"cache_bytes must be at least 0. Got {self.cache_bytes}. Use 0 to keep nothing."
+            )
 
 
 class ProxyView(Protocol):
@@ -65,9 +96,9 @@ class PoolView:
 
     Attributes:
         embeddings_Nd: Embeddings of the whole pool in pool order, float16 or float32, on any
-            device; tiles are moved to the strategy's device as float32.
-        keys_N: One uint64 per item derived from its id, so that ties and random choices do not
-            depend on the order of the pool.
+            device; blocks are moved to the strategy's device as float32.
+        keys_N: One uint64 per item derived from its id (`svp.strategies.keys.keys_of`), so that
+            ties and random choices do not depend on the order of the pool.
         unlabelled_U: Pool rows that may be selected, ascending.
         labelled_L: Pool rows with a label, ascending.
         y_L: Class of each labelled row.
@@ -83,35 +114,69 @@ class PoolView:
     n_classes: int
     proxy: ProxyView | None = None
 
+    def candidates(self, seed: int) -> Int64Array:
+        """Return the rows that may be selected, in the order that decides ties under `seed`."""
+        return self._ordered(self.unlabelled_U, seed)
+
+    def centres(self, seed: int) -> Int64Array:
+        """Return the labelled rows in the order of the same hash."""
+        return self._ordered(self.labelled_L, seed)
+
+    def _ordered(self, rows: Int64Array, seed: int) -> Int64Array:
+        keys = self.keys_N[rows]
+        # Distinct keys have distinct hashes (the hash is a bijection), so the order is total; of
+        # items that share a key, the first in the pool comes first.
+        return rows[np.argsort(hash_keys(keys, seed), kind="stable")]
+
     def tiles(self, rows: Int64Array, budget: Budget) -> Iterator[tuple[slice, torch.Tensor]]:
-        """Yield (positions in `rows`, embeddings (T, d) float32 on the device) tile by tile."""
-        for start in range(0, len(rows), budget.tile_rows):
-            part = slice(start, min(start + budget.tile_rows, len(rows)))
-            index = torch.from_numpy(rows[part]).to(self.embeddings_Nd.device)
-            tile_Td = self.embeddings_Nd.index_select(0, index)
-            yield part, tile_Td.to(device=budget.device, dtype=torch.float32)
+        """Yield (positions in `rows`, embeddings (T, d) float32 on the device) block by block."""
+        gathered = -(-budget.tile_rows // BLOCK_ROWS) * BLOCK_ROWS
+        for start in range(0, len(rows), gathered):
+            index = torch.from_numpy(rows[start : start + gathered])
+            tile = self.embeddings_Nd.index_select(0, index.to(self.embeddings_Nd.device))
+            tile = tile.to(device=budget.device)
+            for inner in range(0, len(index), BLOCK_ROWS):
+                block_Td = tile[inner : inner + BLOCK_ROWS].to(torch.float32)
+                yield slice(start + inner, start + inner + len(block_Td)), block_Td
 
     def space_tiles(
         self, rows: Int64Array, budget: Budget, space: Space = "hidden"
     ) -> Iterator[tuple[slice, torch.Tensor]]:
-        """Like `tiles`, in the representation `space`; `hidden` needs a proxy."""
-        for part, tile_Td in self.tiles(rows, budget):
+        """Like `tiles` in the representation `space`; without a proxy `hidden` is `input`."""
+        for part, block_Td in self.tiles(rows, budget):
             if space == "hidden" and self.proxy is not None:
-                yield part, self.proxy.hidden(tile_Td)
+                yield part, on_whole_block(self.proxy.hidden, block_Td)
             else:
-                yield part, tile_Td
+                yield part, block_Td
 
-    def logit_tiles(
-        self, rows: Int64Array, budget: Budget
-    ) -> Iterator[tuple[slice, torch.Tensor]]:
-        """Yield (positions in `rows`, logits (T, C) float32) tile by tile."""
+    def logit_tiles(self, rows: Int64Array, budget: Budget) -> Iterator[tuple[slice, torch.Tensor]]:
+        """Yield (positions in `rows`, logits (T, C) float32) block by block."""
+        proxy = self.required_proxy()
+        for part, block_Td in self.tiles(rows, budget):
+            yield part, on_whole_block(proxy.logits, block_Td)
+
+    def required_proxy(self) -> ProxyView:
+        """Return the proxy, or explain that this round has none."""
         if self.proxy is None:
             raise InputError(
-                "The first round must use a strategy that needs no proxy. Got one that needs "
-                "logits. Use random or kmeans, or import labels first."
+                "A strategy that ranks by a model must have a trained proxy. Got a round without "
+                "one. Use random, kmeans or coreset for the first round, or import labels first."
             )
-        for part, tile_Td in self.tiles(rows, budget):
-            yield part, self.proxy.logits(tile_Td)
+        return self.proxy
+
+
+def on_whole_block(
+    function: Callable[[torch.Tensor], torch.Tensor], x_Td: torch.Tensor
+) -> torch.Tensor:
+    """Return `function(x_Td)` computed on exactly `BLOCK_ROWS` rows.
+
+    Matrix products of other heights run other kernels, whose last bits differ.
+    """
+    rows = len(x_Td)
+    if rows < BLOCK_ROWS:
+        x_Td = torch.nn.functional.pad(x_Td, (0, 0, 0, BLOCK_ROWS - rows))
+    with torch.no_grad():
+        return function(x_Td)[:rows]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -147,7 +212,9 @@ class Strategy(Protocol):
     Attributes:
         name: The name users write.
         family: `baseline`, `score`, `cover`, `cluster`, `gradient`, ….
+        summary: One line for a list of strategies.
         needs: What must be there before it can run, checked by `run_strategy`.
+        stochastic: Whether it draws at random; if not, the seed decides ties only.
         uses_oracle: Whether it reads labels inside the batch.
         exactness: As in `Selection`.
         source: Author, year and equation or algorithm.
@@ -155,7 +222,9 @@ class Strategy(Protocol):
 
     name: ClassVar[str]
     family: ClassVar[str]
+    summary: ClassVar[str]
     needs: ClassVar[frozenset[Need]]
+    stochastic: ClassVar[bool]
     uses_oracle: ClassVar[bool]
     exactness: ClassVar[str]
     source: ClassVar[str]

@@ -1,0 +1,258 @@
+"""The linear proxy: multinomial logistic regression, solved to its optimum.
+
+Minimises mean cross-entropy + l2/2 ||W||^2 over W and an unpenalised bias by L-BFGS (Nocedal
+1980, "Updating quasi-Newton matrices with limited storage"). Because the logits are linear in the
+parameters, the logits along a search direction are known from one matrix product; the line search
+is then a one-dimensional Newton iteration on the logits alone, so an iteration costs exactly two
+products with the data: one forward, one for the gradient.
+
+Shapes: L = labelled rows, K = classes with a label, C = all classes, d = features, m = pairs kept.
+"""
+
+import dataclasses
+from typing import Any, ClassVar, Final
+
+import torch
+
+from svp.errors import InputError
+from svp.proxies.proxy import FitReport, Head, Proxy
+from svp.proxies.standardiser import Standardiser
+
+# exp(-1e4) is exactly 0 in float32, and finite, so that no 0 * inf can arise downstream.
+ABSENT_LOGIT: Final = -1.0e4
+_PAIRS: Final = 10
+_LINE_STEPS: Final = 4
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class LinearConfig:
+    """Settings of the linear proxy.
+
+    Attributes:
+        l2: Weight of ||W||^2 / 2 beside the mean cross-entropy, on standardised features. In
+            scikit-learn's terms C = 1 / (l2 * L).
+        tolerance: Stop when the gradient norm has fallen to this share of the norm at the start.
+        max_iterations: Give up after this many; the report then says `converged = False`.
+    """
+
+    l2: float = 0.01
+    tolerance: float = 1e-4
+    max_iterations: int = 500
+
+    def __post_init__(self) -> None:
+        if not 0.0 < self.l2 < float("inf"):
+            raise InputError(
+                f"l2 must be positive. Got {self.l2}. Without it separable labels have no optimum; "
+                "use a small value such as 1e-6."
+            )
+        if not 0.0 < self.tolerance < 1.0:
+            raise InputError(
+                f"tolerance must be in (0, 1). Got {self.tolerance}. Leave it at its default."
+            )
+        if self.max_iterations < 1:
+            raise InputError(
+                f"max_iterations must be at least 1. Got {self.max_iterations}. "
+                "Leave it at its default."
+            )
+
+
+class LinearProxy(Proxy):
+    """A linear head on standardised embeddings."""
+
+    kind: ClassVar[str] = "linear"
+
+    def __init__(
+        self, standardiser: Standardiser, head: Head, report: FitReport, config: LinearConfig
+    ) -> None:
+        super().__init__(standardiser, head, report)
+        self.config = config
+
+    def hidden(self, x_Bd: torch.Tensor) -> torch.Tensor:
+        """Return the standardised embeddings, (B, d)."""
+        return self.standardiser(x_Bd)
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """Return standardiser and head by name."""
+        return {
+            "standardiser.mean": self.standardiser.mean_d,
+            "standardiser.std": self.standardiser.std_d,
+            "head.weight": self.head.weight_Cd,
+            "head.bias": self.head.bias_C,
+        }
+
+    def settings(self) -> dict[str, Any]:
+        """Return the configuration."""
+        return dataclasses.asdict(self.config)
+
+
+def fit_linear(
+    x_Ld: torch.Tensor,
+    y_L: torch.Tensor,
+    n_classes: int,
+    config: LinearConfig,
+    *,
+    standardiser: Standardiser,
+) -> LinearProxy:
+    """Fit the linear proxy; the optimum is unique, so no seed is needed.
+
+    A class without a label would push its own bias to minus infinity. It is left out of the
+    problem and gets weight 0 and the logit `ABSENT_LOGIT`, that is probability 0.
+
+    Args:
+        x_Ld: Raw embeddings of the labelled rows, on the device to fit on.
+        y_L: Their classes in [0, n_classes).
+        n_classes: C.
+        config: Settings.
+        standardiser: Of the pool.
+    """
+    device = x_Ld.device
+    seen_K, y_index_L = torch.unique(y_L, return_inverse=True)
+    weight_Cd = torch.zeros(n_classes, x_Ld.shape[1], device=device)
+    bias_C = torch.full((n_classes,), ABSENT_LOGIT, device=device)
+    if len(seen_K) == 1:
+        bias_C[seen_K] = 0.0
+        report = FitReport(
+            rows=len(y_L),
+            classes_seen=1,
+            constant=int(seen_K[0]),
+            steps=0,
+            converged=True,
+            loss=0.0,
+            gradient=0.0,
+        )
+    else:
+        with torch.no_grad():
+            theta_KD, report = _solve(standardiser(x_Ld), y_index_L, len(seen_K), config)
+        weight_Cd[seen_K] = theta_KD[:, :-1]
+        bias_C[seen_K] = theta_KD[:, -1]
+    head = Head(weight_Cd=weight_Cd, bias_C=bias_C)
+    return LinearProxy(standardiser.to(device), head, report, config)
+
+
+class _Objective:
+    """Mean cross-entropy + l2/2 ||W||^2 with theta = [W | bias], (K, d + 1)."""
+
+    def __init__(self, x_Ld: torch.Tensor, y_L: torch.Tensor, k: int, l2: float) -> None:
+        self.x_Ld = x_Ld
+        self.onehot_LK = torch.zeros(len(x_Ld), k, device=x_Ld.device)
+        self.onehot_LK.scatter_(1, y_L[:, None], 1.0)
+        self.l2 = l2
+
+    def logits(self, theta_KD: torch.Tensor) -> torch.Tensor:
+        return torch.addmm(theta_KD[:, -1], self.x_Ld, theta_KD[:, :-1].T)
+
+    def gradient(self, theta_KD: torch.Tensor, z_LK: torch.Tensor) -> torch.Tensor:
+        residual_LK = (z_LK.softmax(dim=1) - self.onehot_LK).div_(len(z_LK))
+        gradient_KD = torch.empty_like(theta_KD)
+        gradient_KD[:, :-1] = torch.addmm(theta_KD[:, :-1], residual_LK.T, self.x_Ld, beta=self.l2)
+        gradient_KD[:, -1] = residual_LK.sum(dim=0)
+        return gradient_KD
+
+    def value(self, theta_KD: torch.Tensor, z_LK: torch.Tensor) -> float:
+        loss_L = torch.logsumexp(z_LK, dim=1) - (z_LK * self.onehot_LK).sum(dim=1)
+        penalty = theta_KD[:, :-1].square().sum(dtype=torch.float64)
+        return float(loss_L.double().mean() + 0.5 * self.l2 * penalty)
+
+    def best_step(
+        self,
+        theta_KD: torch.Tensor,
+        z_LK: torch.Tensor,
+        direction_KD: torch.Tensor,
+        dz_LK: torch.Tensor,
+    ) -> float:
+        """Return the step that minimises the objective along a direction.
+
+        The objective is convex along the line; Newton steps are kept inside the bracket that the
+        signs of the slope have established.
+        """
+        w_direction = direction_KD[:, :-1]
+        penalty_slope = float((theta_KD[:, :-1] * w_direction).sum(dtype=torch.float64))
+        penalty_curve = float(w_direction.square().sum(dtype=torch.float64))
+        target = (dz_LK * self.onehot_LK).sum(dim=1).double().mean()
+        low, high, step = 0.0, float("inf"), 1.0
+        for _ in range(_LINE_STEPS):
+            p_LK = (z_LK + step * dz_LK).softmax(dim=1)
+            mean_L = (p_LK * dz_LK).sum(dim=1)
+            curve_L = (p_LK * dz_LK.square()).sum(dim=1) - mean_L.square()
+            slope, curve = torch.stack(
+                [mean_L.double().mean() - target, curve_L.double().mean()]
+            ).tolist()
+            slope += self.l2 * (penalty_slope + step * penalty_curve)
+            curve += self.l2 * penalty_curve
+            if slope > 0:
+                high = step
+            else:
+                low = step
+            move = -slope / max(curve, 1e-30)
+            if abs(move) <= 0.1 * step:
+                # The remaining error of a quasi-Newton step this close changes nothing.
+                return step + move if low <= step + move <= high else step
+            proposal = step + move
+            if not low < proposal < high:
+                proposal = 0.5 * (low + high) if high < float("inf") else 2.0 * step
+            step = min(proposal, 8.0 * step)
+        return step
+
+
+def _solve(
+    x_Ld: torch.Tensor, y_L: torch.Tensor, k: int, config: LinearConfig
+) -> tuple[torch.Tensor, FitReport]:
+    objective = _Objective(x_Ld, y_L, k, config.l2)
+    theta = torch.zeros(k, x_Ld.shape[1] + 1, device=x_Ld.device)
+    # The optimum for W = 0; its mean is removed because adding a constant changes nothing.
+    start = torch.log(objective.onehot_LK.mean(dim=0))
+    theta[:, -1] = start - start.mean()
+    z = objective.logits(theta)
+    gradient = objective.gradient(theta, z)
+    first_norm = norm = float(gradient.norm())
+    moves: list[torch.Tensor] = []
+    changes: list[torch.Tensor] = []
+    steps = 0
+    while norm > config.tolerance * first_norm and steps < config.max_iterations:
+        direction = _two_loop(gradient, moves, changes)
+        if float((direction * gradient).sum()) >= 0:
+            # Rounding has spoilt the memory; a descent direction is always at hand.
+            moves, changes = [], []
+            direction = -gradient
+        dz = torch.addmm(direction[:, -1], x_Ld, direction[:, :-1].T)
+        step = objective.best_step(theta, z, direction, dz)
+        theta = theta + step * direction
+        steps += 1
+        # The running sum of logits drifts by rounding; start it afresh now and then.
+        z = objective.logits(theta) if steps % 25 == 0 else z.add_(dz, alpha=step)
+        previous, gradient = gradient, objective.gradient(theta, z)
+        move, change = step * direction, gradient - previous
+        if float((move * change).sum()) > 0:
+            moves, changes = [*moves[1 - _PAIRS :], move], [*changes[1 - _PAIRS :], change]
+        norm = float(gradient.norm())
+    z = objective.logits(theta)
+    norm = float(objective.gradient(theta, z).norm())
+    relative = norm / first_norm if first_norm > 0 else 0.0
+    report = FitReport(
+        rows=len(y_L),
+        classes_seen=k,
+        constant=None,
+        steps=steps,
+        # The drift of the running logits may leave the true gradient a little above the rule.
+        converged=relative <= 2.0 * config.tolerance,
+        loss=objective.value(theta, z),
+        gradient=relative,
+    )
+    return theta, report
+
+
+def _two_loop(
+    gradient: torch.Tensor, moves: list[torch.Tensor], changes: list[torch.Tensor]
+) -> torch.Tensor:
+    """Return minus the L-BFGS inverse Hessian times the gradient."""
+    direction = gradient.clone()
+    weights = []
+    for move, change in zip(reversed(moves), reversed(changes), strict=True):
+        weight = (move * direction).sum() / (move * change).sum()
+        direction -= weight * change
+        weights.append(weight)
+    if moves:
+        direction *= (moves[-1] * changes[-1]).sum() / changes[-1].square().sum()
+    for move, change, weight in zip(moves, changes, reversed(weights), strict=True):
+        direction += (weight - (change * direction).sum() / (move * change).sum()) * move
+    return -direction

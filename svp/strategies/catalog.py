@@ -1,0 +1,214 @@
+"""The strategies there are, and the one way to build, describe and run them."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, Final, cast
+
+import numpy as np
+import torch
+
+from svp.errors import InputError
+from svp.strategies.base import Budget, Int64Array, Oracle, PoolView, Selection, Strategy
+from svp.strategies.entropy import Entropy
+from svp.strategies.least_confidence import LeastConfidence
+from svp.strategies.margin import Margin
+from svp.strategies.parameters import check_params, near
+from svp.strategies.random import Random
+
+STRATEGIES: Final[tuple[type[Strategy], ...]] = (
+    Random,
+    LeastConfidence,
+    Margin,
+    Entropy,
+)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Description:
+    """What a list of strategies says about one.
+
+    Attributes:
+        name: The name users write.
+        family: Its kind.
+        summary: One line.
+        needs: What must be there before it can run, sorted.
+        first_round: Whether it runs without any labels.
+        stochastic: Whether it draws at random.
+        uses_oracle: Whether it reads labels inside the batch.
+        exactness: As in `Selection`.
+        source: Where it comes from.
+        params: Default of every parameter by name.
+    """
+
+    name: str
+    family: str
+    summary: str
+    needs: tuple[str, ...]
+    first_round: bool
+    stochastic: bool
+    uses_oracle: bool
+    exactness: str
+    source: str
+    params: Mapping[str, Any]
+
+
+def names() -> tuple[str, ...]:
+    """Return the names of all strategies in the order they are listed."""
+    return tuple(cls.name for cls in STRATEGIES)
+
+
+def describe() -> tuple[Description, ...]:
+    """Return one description per strategy."""
+    return tuple(
+        Description(
+            name=cls.name,
+            family=cls.family,
+            summary=cls.summary,
+            needs=tuple(sorted(cls.needs)),
+            first_round=not cls.needs & {"logits", "linear_head", "labelled"},
+            stochastic=cls.stochastic,
+            uses_oracle=cls.uses_oracle,
+            exactness=cls.exactness,
+            source=cls.source,
+            params={field.name: field.default for field in dataclasses.fields(cast("Any", cls))},
+        )
+        for cls in STRATEGIES
+    )
+
+
+def build_strategy(name: str, params: Mapping[str, Any] | None = None) -> Strategy:
+    """Return the strategy `name` with `params`.
+
+    Raises:
+        InputError: If the name, a parameter or a value is unknown; names the nearest ones.
+    """
+    for cls in STRATEGIES:
+        if cls.name == name:
+            checked = check_params(name, cls, params or {})
+            return cls(**checked)
+    raise InputError(
+        f"A strategy must be one that `svp strategies` lists. Got {name!r}. {near(name, names())}"
+    )
+
+
+def run_strategy(
+    strategy: Strategy,
+    view: PoolView,
+    b: int,
+    seed: int,
+    *,
+    budget: Budget | None = None,
+    oracle: Oracle | None = None,
+) -> Selection:
+    """Check what goes in, let the strategy choose, and check what comes out.
+
+    Args:
+        strategy: What chooses.
+        view: The pool.
+        b: How many to choose, in [1, U].
+        seed: Decides ties and draws.
+        budget: Device and tile size; by default the CPU.
+        oracle: Labels of rows, for strategies that declare `uses_oracle`.
+
+    Returns:
+        The selection: `b` distinct unlabelled rows.
+
+    Raises:
+        InputError: If the budget, the view or an embedding cannot be used.
+        RuntimeError: If the strategy broke its contract, which is a bug.
+    """
+    budget = budget if budget is not None else Budget()
+    _check_view(view)
+    candidates = len(view.unlabelled_U)
+    if not 1 <= b <= candidates:
+        raise InputError(
+            f"The budget of a round must be in [1, {candidates}], the images left to label. "
+            f"Got {b}. {'Lower it.' if b > candidates else 'Ask for at least one.'}"
+        )
+    _check_needs(strategy, view, oracle)
+    if strategy.needs:
+        _check_finite(view)
+    selection = strategy.select(view, b, seed, budget=budget, oracle=oracle)
+    _check_selection(strategy, view, b, selection)
+    return selection
+
+
+def _check_view(view: PoolView) -> None:
+    if view.embeddings_Nd.ndim != 2:
+        raise InputError(
+            "Embeddings must be one vector per item, (N, d). Got shape "
+            f"{tuple(view.embeddings_Nd.shape)}. Flatten each item to one vector."
+        )
+    total = len(view.embeddings_Nd)
+    if len(view.keys_N) != total:
+        raise InputError(
+            f"keys_N must have one key per embedding, {total}. Got {len(view.keys_N)}. "
+            "Derive both from the same pool."
+        )
+    for what, rows in (("unlabelled_U", view.unlabelled_U), ("labelled_L", view.labelled_L)):
+        if len(rows) and (rows[0] < 0 or rows[-1] >= total or np.any(np.diff(rows) <= 0)):
+            raise InputError(
+                f"{what} must be distinct ascending rows in [0, {total}). Got others. "
+                "Sort the rows and drop repeats."
+            )
+    if len(np.intersect1d(view.unlabelled_U, view.labelled_L, assume_unique=True)):
+        raise InputError(
+            "unlabelled_U must not contain labelled rows. Got rows in both. "
+            "Take the labelled ones out."
+        )
+    if len(view.y_L) != len(view.labelled_L) or (
+        len(view.y_L) and not (view.y_L.min() >= 0 and view.y_L.max() < view.n_classes)
+    ):
+        raise InputError(
+            f"y_L must give each of {len(view.labelled_L)} labelled rows a class in "
+            f"[0, {view.n_classes}). Got {len(view.y_L)} values or one out of range. "
+            "Number the classes from 0."
+        )
+
+
+def _check_needs(strategy: Strategy, view: PoolView, oracle: Oracle | None) -> None:
+    if strategy.needs & {"logits", "linear_head"}:
+        view.required_proxy()
+    if "labelled" in strategy.needs and not len(view.labelled_L):
+        raise InputError(
+            f"{strategy.name} must have labelled images. Got none. "
+            "Use random or kmeans for the first round, or import labels first."
+        )
+    if strategy.uses_oracle and oracle is None:
+        raise InputError(
+            f"{strategy.name} must be given known labels, because it reads them inside the batch. "
+            "Got none. Use it in a simulation only, or choose another strategy."
+        )
+
+
+def _check_finite(view: PoolView) -> None:
+    # One fast pass: NaN and infinities survive a sum. Only then are the rows that matter examined.
+    if bool(torch.isfinite(view.embeddings_Nd.sum(dtype=torch.float32))):
+        return
+    bad = 0
+    for rows in (view.unlabelled_U, view.labelled_L):
+        for _, tile_Td in view.tiles(rows, Budget(device=view.embeddings_Nd.device)):
+            bad += int((~torch.isfinite(tile_Td).all(dim=1)).sum())
+    if bad:
+        raise InputError(
+            f"Embeddings must be finite. Got NaN or infinity in {bad} of "
+            f"{len(view.unlabelled_U) + len(view.labelled_L)} rows. "
+            "Verify the store, or embed these images again."
+        )
+
+
+def _check_selection(strategy: Strategy, view: PoolView, b: int, selection: Selection) -> None:
+    rows_b: Int64Array = selection.rows_b
+    broken = (
+        "another number of rows"
+        if len(rows_b) != b or len(selection.utility_b) != b
+        else "a row twice"
+        if len(np.unique(rows_b)) != b
+        else "a row that is not a candidate"
+        if not np.isin(rows_b, view.unlabelled_U).all()
+        else "a utility that is not finite"
+        if not np.isfinite(selection.utility_b).all()
+        else None
+    )
+    if broken is not None:
+        raise RuntimeError(f"{strategy.name} returned {broken} for a budget of {b}.")
