@@ -32,6 +32,8 @@ _RESAMPLING: Final = {
 IMAGENET_MEAN: Final = (0.485, 0.456, 0.406)
 IMAGENET_STD: Final = (0.229, 0.224, 0.225)
 _CHANNELS: Final = 3
+# Far beyond any panorama; of longer strips only the middle is resized.
+_STRIP_RATIO: Final = 32
 
 
 def _centre(outer: int, inner: int) -> int:
@@ -119,8 +121,19 @@ class Preprocessing:
         ratio = max(width, height) / self.resize_to
         return max(1, round(width / ratio)), max(1, round(height / ratio))
 
+    def _without_ends(self, image: Image.Image) -> Image.Image:
+        # A strip of 1 x 100,000 px would grow to gigabytes before the crop throws it away.
+        width, height = image.size
+        longest = _STRIP_RATIO * min(width, height)
+        if self.resize != "shortest" or max(width, height) <= longest:
+            return image
+        cut_width, cut_height = min(width, longest), min(height, longest)
+        left, top = _centre(width, cut_width), _centre(height, cut_height)
+        return image.crop((left, top, left + cut_width, top + cut_height))
+
     def image(self, image: Image.Image) -> Image.Image:
         """Return the S x S image of an RGB `image`."""
+        image = self._without_ends(image)
         target = self.resized_size(*image.size)
         if image.size != target:
             image = image.resize(target, _RESAMPLING[self.interpolation])
