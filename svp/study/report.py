@@ -1,0 +1,268 @@
+"""Gather a study for `svp.report`: every part is optional, what is missing is left out."""
+
+import datetime
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from feature_store.atomic import write_text
+from svp import provenance
+from svp.errors import InputError
+from svp.progress import Progress, Silent
+from svp.report.content import (
+    Balance,
+    Fact,
+    Gallery,
+    GalleryItem,
+    Report,
+    Round,
+    Stage,
+    TargetModel,
+    Thumbnail,
+)
+from svp.report.page import MAX_ITEMS, render
+from svp.report.quantity import percent, plural
+from svp.report.thumbnail import make_thumbnail
+from svp.study.comparison import read_comparisons, read_json
+from svp.study.labels import read_labels
+from svp.study.record import RoundResult, read_rounds
+from svp.study.study import Study
+from svp.study.tables import to_table
+
+if TYPE_CHECKING:
+    from svp.data import Source
+
+_SPLITS: Final = {"val": "validation", "test": "test"}
+
+
+def write_report(
+    study: Study,
+    output: str | Path | None = None,
+    *,
+    generated: str | None = None,
+    progress: Progress | None = None,
+) -> Path:
+    """Write the study's report and return where it is.
+
+    Args:
+        study: The study.
+        output: The file; default: `report.html` in the study's folder.
+        generated: The moment shown on the page, ISO 8601; default: now.
+        progress: Where to report.
+
+    Raises:
+        InputError: A file of the study is damaged.
+    """
+    path = study.path / "report.html" if output is None else Path(output)
+    moment = provenance.now() if generated is None else generated
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_text(path, render(gather_report(study, generated=moment, progress=progress)))
+    return path
+
+
+def gather_report(study: Study, *, generated: str = "", progress: Progress | None = None) -> Report:
+    """Read everything a report of the study shows.
+
+    Args:
+        study: The study.
+        generated: The moment shown on the page, ISO 8601.
+        progress: Where to report.
+
+    Raises:
+        InputError: A file of the study is damaged.
+    """
+    progress = progress if progress is not None else Silent()
+    labels = read_labels(study)
+    done = read_rounds(study)
+    embedded = read_json(study.path / "encoder.json")
+    metrics = read_json(study.model_dir / "metrics.json")
+    return Report(
+        name=study.config.name,
+        generated=_moment(generated),
+        study=str(study.path),
+        pool_size=_pool_size(embedded, done),
+        labels=len(labels),
+        comparisons=read_comparisons(study.simulation_dir),
+        rounds=_rounds(done),
+        balance=_balance(labels, done),
+        gallery=_gallery(study, done[-1], labels, progress) if done else None,
+        model=_model(study.model_dir, metrics),
+        stages=_stages(embedded, done, metrics),
+        configuration=tuple(_flatten(to_table(study.config))),
+        identities=_identities(study, embedded, done),
+        versions=tuple(Fact(name=k, value=v) for k, v in provenance.versions().items()),
+    )
+
+
+def _moment(text: str) -> str:
+    """Return an ISO 8601 moment as people write it."""
+    if not text:
+        return ""
+    moment = datetime.datetime.fromisoformat(text)
+    zone = " UTC" if moment.utcoffset() == datetime.timedelta(0) else f" {moment:%z}".rstrip()
+    return f"{moment.day} {moment:%B %Y, %H:%M}{zone}"
+
+
+def _pool_size(embedded: Mapping[str, Any], done: Sequence[RoundResult]) -> int | None:
+    size = done[-1].receipt.get("pool", {}).get("items") if done else embedded.get("items")
+    return None if size is None else int(size)
+
+
+def _rounds(done: Sequence[RoundResult]) -> tuple[Round, ...]:
+    # One split for all rounds, or their accuracies would not make a curve. Validation goes first:
+    # a test split that is looked at every round is no test split.
+    split = next(
+        (s for s in _SPLITS if any(s in r.receipt.get("metrics", {}) for r in done)), "val"
+    )
+    return tuple(
+        Round(
+            number=one.number,
+            strategy=one.receipt["strategy"]["name"],
+            selected=len(one.picks),
+            labels=int(one.receipt["labels"]["used"]),
+            accuracy=one.receipt.get("metrics", {}).get(split, {}).get("accuracy"),
+            split=_SPLITS[split],
+            refresh=_verdict(one.receipt.get("refresh")),
+            seconds=sum(one.receipt.get("timings_s", {}).values()) or None,
+        )
+        for one in done
+    )
+
+
+def _verdict(refresh: Any) -> str:
+    """Return what a receipt says about refreshing the encoder, as one phrase."""
+    if not isinstance(refresh, Mapping):
+        return "" if refresh is None else str(refresh)
+    verdict, reason = refresh.get("verdict", ""), refresh.get("reason", "")
+    said = {True: "yes", False: "no"}.get(verdict, str(verdict)) if verdict != "" else ""
+    return ": ".join(part for part in (said, str(reason)) if part)
+
+
+def _balance(labels: Mapping[str, str], done: Sequence[RoundResult]) -> Balance | None:
+    if not labels:
+        return None
+    classes = tuple(sorted(set(labels.values())))
+    asked = {pick.id: one.number for one in done for pick in one.picks}
+    counted: dict[int | None, Counter[str]] = {}
+    for identifier, label in labels.items():
+        counted.setdefault(asked.get(identifier), Counter())[label] += 1
+    # Labels nobody was asked for come first: they were there before the rounds built on them.
+    order = [source for source in (None, *(one.number for one in done)) if source in counted]
+    return Balance(
+        classes=classes,
+        sources=tuple("imported" if s is None else f"round {s}" for s in order),
+        counts=tuple(tuple(counted[s][name] for name in classes) for s in order),
+    )
+
+
+def _gallery(
+    study: Study, last: RoundResult, labels: Mapping[str, str], progress: Progress
+) -> Gallery:
+    try:
+        source: Source | None = study.source()
+    except InputError:
+        # The images may live on another machine; everything else can still be shown.
+        source = None
+    shown = last.picks[:MAX_ITEMS]
+    items = []
+    with progress.task("thumbnails", len(shown), "images") as task:
+        for pick in shown:
+            items.append(
+                GalleryItem(
+                    id=pick.id,
+                    rank=pick.rank,
+                    utility=pick.utility,
+                    reason=pick.reason,
+                    predicted=pick.predicted or "",
+                    confidence=pick.confidence,
+                    label=labels.get(pick.id, ""),
+                    thumbnail=None if source is None else _thumbnail(source, pick.uri),
+                )
+            )
+            task.advance(1)
+    return Gallery(
+        round=last.number,
+        strategy=last.receipt["strategy"]["name"],
+        items=tuple(items),
+        total=len(last.picks),
+    )
+
+
+def _thumbnail(source: "Source", uri: str) -> Thumbnail | None:
+    from svp.data import DecodeError, decode_image
+
+    try:
+        return make_thumbnail(decode_image(source.read(uri)))
+    except (OSError, DecodeError, InputError):
+        return None
+
+
+def _model(folder: Path, metrics: Mapping[str, Any]) -> TargetModel | None:
+    if not metrics:
+        return None
+    made = read_json(folder / "config.json")
+    settings, scores = made.get("config", {}), metrics.get("evaluation") or {}
+    pool = metrics.get("pool") or {}
+    listed = (
+        ("Balanced accuracy", scores.get("balanced_accuracy")),
+        ("Macro F1", scores.get("macro_f1")),
+        ("Pool accuracy, model alone", pool.get("accuracy_model")),
+        ("Pool accuracy, people's labels kept", pool.get("accuracy_hybrid")),
+    )
+    method = [settings[key] for key in ("mode", "method") if key in settings]
+    if "labelled" in made:
+        method.append(f"trained with {plural(made['labelled'], 'label')}")
+    tested = f"{plural(scores['examples'], 'held-out item')}" if "examples" in scores else "test"
+    return TargetModel(
+        accuracy=scores.get("accuracy"),
+        split=tested,
+        method=", ".join(method),
+        classes=tuple(made.get("class_names", ())) if scores else (),
+        confusion=tuple(tuple(row) for row in scores.get("confusion", ())),
+        metrics=tuple(Fact(name=k, value=percent(v, 2)) for k, v in listed if v is not None),
+    )
+
+
+def _stages(
+    embedded: Mapping[str, Any], done: Sequence[RoundResult], metrics: Mapping[str, Any]
+) -> tuple[Stage, ...]:
+    stages = []
+    if "seconds" in embedded:
+        items = plural(int(embedded.get("embedded", embedded.get("items", 0))), "image")
+        stages.append(Stage(name="embed", seconds=float(embedded["seconds"]), note=items))
+    rounds: dict[str, float] = {}
+    for one in done:
+        for name, seconds in one.receipt.get("timings_s", {}).items():
+            rounds[name] = rounds.get(name, 0.0) + float(seconds)
+    note = plural(len(done), "round")
+    stages += [Stage(name=f"select: {name}", seconds=s, note=note) for name, s in rounds.items()]
+    for name, seconds in metrics.get("seconds", {}).items():
+        steps = plural(int(metrics["steps"]), "step") if name == "train" else ""
+        stages.append(Stage(name=f"fine-tune: {name}", seconds=float(seconds), note=steps))
+    return tuple(stage for stage in stages if stage.seconds > 0)
+
+
+def _identities(
+    study: Study, embedded: Mapping[str, Any], done: Sequence[RoundResult]
+) -> tuple[Fact, ...]:
+    receipt = done[-1].receipt if done else {}
+    found = {
+        "study": str(study.path),
+        "pool": receipt.get("pool", {}).get("id") or embedded.get("pool_id"),
+        "encoder": receipt.get("encoder", {}).get("id") or embedded.get("encoder_id"),
+        "view": receipt.get("encoder", {}).get("view"),
+        "labels": receipt.get("labels", {}).get("digest"),
+        "selection": receipt.get("selection", {}).get("digest"),
+        **{f"hardware.{key}": value for key, value in receipt.get("hardware", {}).items()},
+    }
+    return tuple(Fact(name=k, value=str(v)) for k, v in found.items() if v is not None)
+
+
+def _flatten(table: Mapping[str, Any], prefix: str = "") -> Iterable[Fact]:
+    for key, value in table.items():
+        if isinstance(value, Mapping):
+            yield from _flatten(value, f"{prefix}{key}.")
+        else:
+            text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+            yield Fact(name=f"{prefix}{key}", value=text)
