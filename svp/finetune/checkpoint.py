@@ -2,7 +2,6 @@
 
 import dataclasses
 import io
-import pickle
 import time
 from pathlib import Path
 from typing import Any, Final
@@ -57,8 +56,8 @@ class CheckpointFile:
         write_bytes(self._path, buffer.getbuffer().tobytes())
         self._last_s = time.monotonic()
 
-    def load(self, device: torch.device) -> dict[str, Any] | None:
-        """Return the saved state, or None if there is no file.
+    def load(self) -> dict[str, Any] | None:
+        """Return the saved state with tensors on the CPU, or None if there is no file.
 
         Raises:
             IdentityError: The file is unreadable or belongs to another run.
@@ -66,19 +65,21 @@ class CheckpointFile:
         if not self._path.exists():
             return None
         try:
-            whole = torch.load(self._path, map_location=device, weights_only=True)
-        except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
+            whole = torch.load(self._path, map_location="cpu", weights_only=True)
+            known = whole["schema"] == _SCHEMA and whole["fingerprint"] == self._fingerprint
+            state: dict[str, Any] = whole["state"]
+        # What torch raises for foreign bytes depends on where they stop making sense.
+        except Exception as error:
             raise IdentityError(
                 f"{self._path} must be a checkpoint. Got a file that cannot be read. Remove it "
                 "or start again with restart."
             ) from error
-        if whole.get("schema") != _SCHEMA or whole.get("fingerprint") != self._fingerprint:
+        if not known:
             raise IdentityError(
                 f"{self._path} must belong to the same configuration, data, weights and seed. "
                 "Got a checkpoint of another run. Choose another output directory, or start "
                 "again with restart."
             )
-        state: dict[str, Any] = whole["state"]
         return state
 
     def remove(self) -> None:

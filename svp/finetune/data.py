@@ -12,6 +12,7 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
+from feature_store.digest import canonical_json, sha256_hex
 from svp.errors import InputError
 
 Int64Array = npt.NDArray[np.int64]
@@ -101,6 +102,26 @@ class FinetuneData:
                 f"known_labels_N must have {size} entries. Got {len(self.known_labels_N)}. "
                 "Use -1 where unknown."
             )
+
+    def ordered(self) -> "FinetuneData":
+        """Return the same with rows ascending, so that results follow the labels alone."""
+        by_row_L, by_row_E = np.argsort(self.labelled_rows), np.argsort(self.held_out_rows)
+        return dataclasses.replace(
+            self,
+            labelled_rows=self.labelled_rows[by_row_L],
+            labels_L=self.labels_L[by_row_L],
+            unlabelled_rows=np.sort(self.unlabelled_rows),
+            held_out_rows=self.held_out_rows[by_row_E],
+            held_out_labels_E=self.held_out_labels_E[by_row_E],
+        )
+
+    def labels_digest(self) -> str:
+        """Return a SHA-256 over the labelled items' ids and class names, whatever their order."""
+        pairs = sorted(
+            (self.ids[row], self.class_names[label])
+            for row, label in zip(self.labelled_rows, self.labels_L, strict=True)
+        )
+        return sha256_hex(canonical_json(pairs))
 
     def digest(self) -> str:
         """Return a SHA-256 over everything that training and its reports depend on."""

@@ -1,6 +1,7 @@
 """How good predictions are: accuracy, balanced accuracy, macro F1, recalls, confusion matrix."""
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -35,6 +36,12 @@ class Evaluation:
         """Return the scores as JSON types."""
         return dataclasses.asdict(self)
 
+    @classmethod
+    def from_dict(cls, scores: Mapping[str, Any]) -> "Evaluation":
+        """Return what `to_dict` was made from, also after a round through JSON."""
+        recall, confusion = tuple(scores["recall"]), tuple(map(tuple, scores["confusion"]))
+        return cls(**{**scores, "recall": recall, "confusion": confusion})
+
 
 def evaluate(true_N: Int64Array, predicted_N: Int64Array, num_classes: int) -> Evaluation:
     """Score predictions; both arrays hold classes in [0, C) and are not empty."""
@@ -55,3 +62,31 @@ def evaluate(true_N: Int64Array, predicted_N: Int64Array, num_classes: int) -> E
         recall=tuple(float(r) if seen else None for r, seen in zip(recall_C, seen_C, strict=True)),
         confusion=tuple(tuple(int(n) for n in row) for row in confusion_CC),
     )
+
+
+def pool_scores(
+    truth_N: Int64Array, predicted_N: Int64Array, labelled_rows: Int64Array, labels_L: Int64Array
+) -> dict[str, float] | None:
+    """Score a whole pool against known truth; None if none is known.
+
+    Args:
+        truth_N: True classes, -1 where unknown.
+        predicted_N: The model's.
+        labelled_rows: Rows people labelled.
+        labels_L: What they said.
+
+    Returns:
+        `examples`; `accuracy_model`, which takes the model's word everywhere; and
+        `accuracy_hybrid`, which takes the human label where there is one. (LabelBench's paper
+        means the latter, its code computes the former.)
+    """
+    known_N = truth_N >= 0
+    if not known_N.any():
+        return None
+    hybrid_N = predicted_N.copy()
+    hybrid_N[labelled_rows] = labels_L
+    return {
+        "examples": float(known_N.sum()),
+        "accuracy_model": float((predicted_N == truth_N)[known_N].mean()),
+        "accuracy_hybrid": float((hybrid_N == truth_N)[known_N].mean()),
+    }

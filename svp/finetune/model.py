@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from svp.augment.fixmatch import to_float
 from svp.errors import InputError
 
 
@@ -76,9 +77,11 @@ class Normalisation:
         return cls(scale=tuple(scale_C.tolist()), shift=tuple(shift_C.tolist()))
 
     def __call__(self, x_BCSS: torch.Tensor) -> torch.Tensor:
-        """Return normalised images."""
+        """Return normalised images, in the memory layout of `Classifier`."""
         scale_C11 = x_BCSS.new_tensor(self.scale)[:, None, None]
-        return x_BCSS * scale_C11 + x_BCSS.new_tensor(self.shift)[:, None, None]
+        shift_C11 = x_BCSS.new_tensor(self.shift)[:, None, None]
+        x_BCSS = x_BCSS.contiguous(memory_format=torch.channels_last)
+        return torch.addcmul(shift_C11, x_BCSS, scale_C11)
 
 
 class Classifier(nn.Module):
@@ -90,6 +93,8 @@ class Classifier(nn.Module):
         # Built without values: Linear's constructor would draw from the global random state.
         self.head = nn.Linear(dim, num_classes, device="meta").to_empty(device="cpu")
         self.unit_features = False
+        # Convolutions are faster on it, and a model reopened must compute in the same order.
+        self.to(memory_format=torch.channels_last)
 
     def features(self, x_B3SS: torch.Tensor) -> torch.Tensor:
         """Return what the last layer acts on, (B, d)."""
@@ -210,7 +215,7 @@ class FinetunedModel:
             )
         parts = []
         for x_B3SS in torch.split(x_N3SS, self._batch_size):
-            x_B3SS = self.normalisation(x_B3SS.to(self.device).float() / 255)
+            x_B3SS = self.normalisation(to_float(x_B3SS.to(self.device)))
             with autocast(self.device, self._precision):
                 parts.append(network(x_B3SS).float().cpu())
         if not parts:

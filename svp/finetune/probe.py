@@ -5,11 +5,16 @@ The problem is convex, so it is solved by L-BFGS in double precision instead of 
 Sources: Kumar et al. 2022, "Fine-Tuning can Distort Pretrained Features and Underperform
 Out-of-Distribution" (why a probe comes first); Liu and Nocedal 1989 (L-BFGS).
 
-Shapes: L = labelled images, d = features, C = classes.
+Shapes: N = images, S = side in pixels, L = labelled images, d = features, C = classes.
 """
 
 import torch
 from torch.nn import functional
+
+from svp.finetune.config import FinetuneConfig
+from svp.finetune.data import FinetuneData
+from svp.finetune.model import Classifier, FinetunedModel, Head, Normalisation
+from svp.seed import derive_seed
 
 _MAX_ITERATIONS = 1000
 _GRADIENT_TOLERANCE = 1e-7
@@ -57,3 +62,46 @@ def solve_probe(
         solver.step(objective)  # type: ignore[no-untyped-call]
     raw_Cd = weight_Cd.detach() / std_d
     return raw_Cd.float(), (bias_C.detach() - raw_Cd @ mean_d).float()
+
+
+def start_head(
+    classifier: Classifier,
+    normalisation: Normalisation,
+    images_N3SS: torch.Tensor,
+    data: FinetuneData,
+    config: FinetuneConfig,
+    *,
+    seed: int,
+    head: Head | None = None,
+) -> None:
+    """Give a classifier its first last layer: the given one, a solved probe or a random one.
+
+    Args:
+        classifier: Changed in its last layer only.
+        normalisation: From images in [0, 1] to what the classifier takes.
+        images_N3SS: uint8, on the classifier's device or the CPU.
+        data: Rows and labels.
+        config: `mode` decides between a probe and a random layer.
+        seed: Draws the random layer.
+        head: Taken instead, if given.
+    """
+    if head is not None:
+        classifier.set_head(head)
+        return
+    classifier.draw_head(torch.Generator().manual_seed(derive_seed(seed, "finetune-head")))
+    if config.mode == "ft":
+        return
+    frozen = FinetunedModel(
+        classifier,
+        normalisation,
+        data.class_names,
+        batch_size=config.eval_batch_size,
+        precision=config.precision,
+    )
+    device, num_classes = frozen.device, len(data.class_names)
+    rows_L = torch.from_numpy(data.labelled_rows).to(images_N3SS.device)
+    x_Ld = frozen.features(images_N3SS[rows_L]).to(device)
+    y_L = torch.from_numpy(data.labels_L).to(device)
+    weight_Cd, bias_C = solve_probe(x_Ld, y_L, num_classes, l2=config.probe_l2)
+    classifier.set_head(Head(weight_Cd=weight_Cd, bias_C=bias_C))
+    classifier.requires_grad_(True)

@@ -14,9 +14,8 @@ from svp.errors import IdentityError, InputError
 from svp.finetune.checkpoint import CheckpointFile, Checkpointing
 from svp.finetune.config import FinetuneConfig
 from svp.finetune.data import FinetuneData, hash_tensor, module_digest
-from svp.finetune.evaluation import Evaluation, evaluate
+from svp.finetune.evaluation import Evaluation, evaluate, pool_scores
 from svp.finetune.model import (
-    Classifier,
     FinetunedModel,
     Head,
     Normalisation,
@@ -30,11 +29,10 @@ from svp.finetune.outputs import (
     publish,
     read_metrics,
 )
-from svp.finetune.probe import solve_probe
+from svp.finetune.probe import start_head
 from svp.finetune.training import Training
 from svp.progress import Progress, Silent
 from svp.provenance import hardware, now, versions
-from svp.seed import derive_seed
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -106,15 +104,17 @@ def finetune(
             f"head must be left out unless mode is ft. Got mode {config.mode}, whose probe "
             "makes its own. Use mode ft to start from a given head."
         )
+    data = data.ordered()
     data_sha256 = data.digest()
     fingerprint = _fingerprint(encoder, data_sha256, config, seed, head)
     finished = _finished(output, fingerprint, restart)
     if finished is not None:
         model = load_model(output, device=device, encoder=_if_foreign(encoder))
+        scores = finished["evaluation"]
         return FinetuneResult(
             model=model,
             metrics=finished,
-            evaluation=_evaluation_of(finished),
+            evaluation=None if scores is None else Evaluation.from_dict(scores),
             output=output,
             reused=True,
         )
@@ -123,12 +123,12 @@ def finetune(
     )
     if restart:
         try:
-            state = checkpoint.load(device)
+            state = checkpoint.load()
         except IdentityError:
             checkpoint.remove()
             state = None
     else:
-        state = checkpoint.load(device)
+        state = checkpoint.load()
 
     started = now()
     normalisation = Normalisation.of(encoder)
@@ -136,7 +136,8 @@ def finetune(
     images = _place(data.images_N3SS, device)
     clock = _Clock(dict(state["seconds"]) if state is not None else {})
     if state is None:
-        _start_head(classifier, normalisation, images, data, config, seed, head, clock)
+        with clock.measure("probe"):
+            start_head(classifier, normalisation, images, data, config, seed=seed, head=head)
     training = Training(
         classifier,
         normalisation,
@@ -163,6 +164,7 @@ def finetune(
         "seed": seed,
         "fingerprint": fingerprint,
         "data_sha256": data_sha256,
+        "labels_sha256": data.labels_digest(),
         "images": len(data.ids),
         "labelled": len(data.labelled_rows),
         "unlabelled": len(data.unlabelled_rows),
@@ -263,40 +265,6 @@ def _train(
                 save()
 
 
-def _start_head(
-    classifier: Classifier,
-    normalisation: Normalisation,
-    images_N3SS: torch.Tensor,
-    data: FinetuneData,
-    config: FinetuneConfig,
-    seed: int,
-    head: Head | None,
-    clock: _Clock,
-) -> None:
-    device = classifier.head.weight.device
-    if head is not None:
-        classifier.set_head(head)
-        return
-    generator = torch.Generator().manual_seed(derive_seed(seed, "finetune-head"))
-    classifier.draw_head(generator)
-    if config.mode == "ft":
-        return
-    with clock.measure("probe"):
-        frozen = FinetunedModel(
-            classifier,
-            normalisation,
-            data.class_names,
-            batch_size=config.eval_batch_size,
-            precision=config.precision,
-        )
-        rows_L = torch.from_numpy(data.labelled_rows)
-        x_Ld = frozen.features(images_N3SS[rows_L.to(images_N3SS.device)]).to(device)
-        y_L = torch.from_numpy(data.labels_L).to(device)
-        weight_Cd, bias_C = solve_probe(x_Ld, y_L, len(data.class_names), l2=config.probe_l2)
-        classifier.set_head(Head(weight_Cd=weight_Cd, bias_C=bias_C))
-        classifier.requires_grad_(True)
-
-
 def _check_unlabelled(data: FinetuneData, config: FinetuneConfig) -> None:
     if not len(data.unlabelled_rows) and not config.include_labelled:
         raise InputError(
@@ -364,36 +332,17 @@ def _finished(output: Path, fingerprint: str, restart: bool) -> dict[str, Any] |
     return None
 
 
-def _if_foreign(encoder: TrainableEncoder) -> TrainableEncoder | None:
-    family = encoder.identity.get("architecture", {}).get("family")
-    return None if family in ("backbone", "timm", "open_clip") else encoder
-
-
-def _evaluation_of(metrics: dict[str, Any]) -> Evaluation | None:
-    scores = metrics["evaluation"]
-    if scores is None:
-        return None
-    lists = {"recall": tuple(scores["recall"]), "confusion": tuple(map(tuple, scores["confusion"]))}
-    return Evaluation(**(scores | lists))
-
-
-def _pool_scores(data: FinetuneData, predicted_N: np.ndarray[Any, Any]) -> dict[str, float] | None:
-    """Score the labelled and unlabelled rows against known truth.
-
-    `accuracy_model` takes the model's word for all of them, `accuracy_hybrid` the human label
-    where there is one (LabelBench's paper means the latter, its code computes the former).
-    """
+def _pool_scores(
+    data: FinetuneData, predicted_N: np.ndarray[Any, np.dtype[np.int64]]
+) -> dict[str, float] | None:
+    """Score the labelled and unlabelled rows; held-out ones are no part of the pool."""
     if data.known_labels_N is None:
         return None
     rows = np.concatenate([data.labelled_rows, data.unlabelled_rows])
-    truth = data.known_labels_N[rows]
-    known = truth >= 0
-    if not known.any():
-        return None
-    hybrid_N = predicted_N.copy()
-    hybrid_N[data.labelled_rows] = data.labels_L
-    return {
-        "examples": float(known.sum()),
-        "accuracy_model": float((predicted_N[rows] == truth)[known].mean()),
-        "accuracy_hybrid": float((hybrid_N[rows] == truth)[known].mean()),
-    }
+    place_L = np.arange(len(data.labelled_rows))
+    return pool_scores(data.known_labels_N[rows], predicted_N[rows], place_L, data.labels_L)
+
+
+def _if_foreign(encoder: TrainableEncoder) -> TrainableEncoder | None:
+    family = encoder.identity.get("architecture", {}).get("family")
+    return None if family in ("backbone", "timm", "open_clip") else encoder

@@ -163,16 +163,22 @@ class Training:
     def _forward(
         self, x_B3SS: torch.Tensor, weak_M3SS: torch.Tensor, strong_M3SS: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        config = self._config
         sizes = [len(x_B3SS), len(weak_M3SS), len(strong_M3SS)]
-        with autocast(self._device, self._config.precision):
-            if self._mixes:
+        with autocast(self._device, config.precision):
+            if config.teacher == "average":
+                assert self._average is not None
+                with torch.no_grad():
+                    weak_MC = self._average.module(self._normalisation(weak_M3SS))
+            elif self._mixes:
                 x_all = self._normalisation(torch.cat([x_B3SS, weak_M3SS, strong_M3SS]))
                 labelled_BC, weak_MC, strong_MC = self.classifier(x_all).split(sizes)
                 return labelled_BC, weak_MC, strong_MC
-            # Images do not meet inside this network, so the weak views, which carry no gradient,
-            # can go alone and cost a third.
-            with torch.no_grad():
-                weak_MC = self.classifier(self._normalisation(weak_M3SS))
+            else:
+                # Images do not meet inside this network, so the weak views, which carry no
+                # gradient, can go alone and cost a third.
+                with torch.no_grad():
+                    weak_MC = self.classifier(self._normalisation(weak_M3SS))
             x_rest = self._normalisation(torch.cat([x_B3SS, strong_M3SS]))
             labelled_BC, strong_MC = self.classifier(x_rest).split([sizes[0], sizes[2]])
         return labelled_BC, weak_MC, strong_MC
@@ -205,7 +211,7 @@ class Training:
     def evaluation_state(self) -> dict[str, torch.Tensor]:
         """Return the weights to evaluate: averaged ones if there are."""
         if self._average is not None:
-            return self._average.state
+            return self._average.module.state_dict()
         return self.classifier.state_dict()
 
     def state_dict(self) -> dict[str, Any]:
@@ -214,7 +220,7 @@ class Training:
             "step": self.step_number,
             "classifier": self.classifier.state_dict(),
             "optimiser": self._optimiser.state_dict(),
-            "average": None if self._average is None else self._average.state,
+            "average": None if self._average is None else self._average.module.state_dict(),
             "flexmatch": None if self._flexmatch is None else self._flexmatch.state_dict(),
             "sums": self._sums_5,
             "stretch": self._stretch,
@@ -227,7 +233,7 @@ class Training:
         self.classifier.load_state_dict(state["classifier"])
         self._optimiser.load_state_dict(state["optimiser"])
         if self._average is not None:
-            self._average.load(state["average"])
+            self._average.module.load_state_dict(state["average"])
         if self._flexmatch is not None:
             self._flexmatch.load_state_dict(state["flexmatch"])
         self._sums_5.copy_(state["sums"])
