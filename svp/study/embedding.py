@@ -1,7 +1,9 @@
 """Embed a study's images, and record which embeddings the study uses from then on."""
 
 import dataclasses
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
 from feature_store.atomic import write_json
 from svp.progress import Progress, Silent
@@ -9,7 +11,7 @@ from svp.provenance import now, versions
 from svp.study.study import Study
 
 if TYPE_CHECKING:
-    from svp.embed import EmbedResult
+    from svp.embed import EmbedConfig, EmbedResult
 
 
 def embed_study(
@@ -18,6 +20,9 @@ def embed_study(
     device: str = "cpu",
     retry: bool = False,
     max_failure_rate: float | None = None,
+    shard: tuple[int, int] = (0, 1),
+    chunk_rows: int | None = None,
+    segment_rows: int | None = None,
     progress: Progress | None = None,
 ) -> "EmbedResult":
     """Embed what has no embedding yet, and write `encoder.json`.
@@ -27,12 +32,15 @@ def embed_study(
         device: Where the encoder runs.
         retry: Try items again whose failure is on record.
         max_failure_rate: Share of items that may fail; None = the stage's own default.
+        shard: (i, n): embed only the i-th of n parts, from 0.
+        chunk_rows: Rows written at once, the most that a kill can cost; None = the store's choice.
+        segment_rows: Rows published at once; None = the store's choice.
         progress: Where to report.
 
     Raises:
         FailureRateError: Too many items failed; what was embedded stays.
     """
-    from svp.embed import EmbedConfig, embed
+    from svp.embed import embed
     from svp.encoders.encoder import open_encoder
 
     progress = progress if progress is not None else Silent()
@@ -42,9 +50,15 @@ def embed_study(
     encoder = open_encoder(
         study.encoder_spec, device=device, precision=section.precision, progress=progress
     )
-    config = EmbedConfig(batch_size=section.batch_size, workers=section.workers, retry=retry)
-    if max_failure_rate is not None:
-        config = dataclasses.replace(config, max_failure_rate=max_failure_rate)
+    config = _embed_config(
+        batch_size=section.batch_size,
+        workers=section.workers or None,
+        retry=retry,
+        max_failure_rate=max_failure_rate,
+        shard=shard,
+        chunk_rows=chunk_rows,
+        segment_rows=segment_rows,
+    )
     result = embed(
         scan.pool,
         source,
@@ -68,3 +82,51 @@ def embed_study(
         },
     )
     return result
+
+
+def embed_source(
+    source: str | Path | Sequence[str | Path],
+    encoder_spec: str,
+    store_url: str,
+    *,
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32",
+    batch_size: int = 256,
+    workers: int = 0,
+    device: str = "cpu",
+    progress: Progress | None = None,
+    **options: Any,
+) -> "EmbedResult":
+    """Embed the images of a source without a study.
+
+    Args:
+        source: Image folder, manifest or archive, or several.
+        encoder_spec: Encoder spec.
+        store_url: Where embeddings are kept; made if it is not there.
+        precision: Numeric mode; part of the encoder's identity.
+        batch_size: Images per forward pass.
+        workers: Decoding threads; 0 = one per core.
+        device: Where the encoder runs.
+        progress: Where to report.
+        options: Further fields of `svp.embed.EmbedConfig`.
+
+    Raises:
+        FailureRateError: Too many items failed; what was embedded stays.
+    """
+    from feature_store.store import open_store
+    from svp.data import DigestCache, open_source
+    from svp.embed import embed
+    from svp.encoders.encoder import open_encoder
+
+    progress = progress if progress is not None else Silent()
+    opened = open_source(source)
+    scan = opened.scan(cache=DigestCache.default(), progress=progress)
+    encoder = open_encoder(encoder_spec, device=device, precision=precision, progress=progress)
+    config = _embed_config(batch_size=batch_size, workers=workers or None, **options)
+    store = open_store(store_url, create=True)
+    return embed(scan.pool, opened, encoder, store, config=config, progress=progress)
+
+
+def _embed_config(**options: Any) -> "EmbedConfig":
+    from svp.embed import EmbedConfig
+
+    return EmbedConfig(**{name: value for name, value in options.items() if value is not None})

@@ -1,0 +1,56 @@
+"""The commands of svp, one module a group; this one only gathers them."""
+
+from typing import Annotated
+
+import typer
+
+from svp import __version__
+from svp.cli import catalog, embedding, labelling, reading, store, training
+
+app = typer.Typer(
+    name="svp",
+    help=(
+        "Which images to label next.\n\n"
+        "Start with `svp demo`, or on your own images:\n\n"
+        "  svp init mystudy --source photos/ --encoder open_clip:ViT-B-32/openai --store store\n\n"
+        "  svp embed mystudy\n\n"
+        "  svp select mystudy --budget 200"
+    ),
+    no_args_is_help=True,
+    add_completion=False,
+    # Plain text help and errors: rich would cost start-up time and spread a message over a box.
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        print(f"svp {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    del version
+
+
+# In the order in which a person meets them.
+app.command("demo")(training.demo)
+app.command("init")(embedding.init)
+app.command("embed")(embedding.embed)
+app.command("select")(labelling.select)
+app.add_typer(labelling.labels_app, name="labels")
+app.command("finetune")(training.finetune)
+app.command("simulate")(training.simulate)
+app.command("report")(reading.report)
+app.command("pretrain")(training.pretrain)
+app.add_typer(store.store_app, name="store")
+app.add_typer(catalog.strategies_app, name="strategies")
+app.add_typer(catalog.encoders_app, name="encoders")
+app.command("doctor")(reading.doctor)

@@ -1,0 +1,221 @@
+"""`svp init` and `svp embed`: from images to rows in the store."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from svp.cli.options import (
+    DeviceOption,
+    JsonOption,
+    ResultFileOption,
+    SetOption,
+    parse_settings,
+    resolve_device,
+)
+from svp.cli.output import emit
+from svp.errors import InputError
+from svp.progress import automatic
+
+if TYPE_CHECKING:
+    from svp.embed import EmbedResult
+
+Precision = Literal["fp32", "bf16", "fp16"]
+
+
+def init(
+    study: Annotated[Path, typer.Argument(help="Folder to make.")],
+    source: Annotated[
+        list[str],
+        typer.Option(
+            "--source",
+            help="Image folder, CSV or Parquet manifest, zip or tar archive. May be repeated.",
+        ),
+    ],
+    encoder: Annotated[
+        str, typer.Option("--encoder", help="Encoder spec; `svp encoders` lists them.")
+    ],
+    store: Annotated[
+        str,
+        typer.Option("--store", envvar="SVP_STORE", help="Folder of embeddings; may be shared."),
+    ],
+    name: Annotated[
+        str | None, typer.Option("--name", help="What people call it; default: the folder's name.")
+    ] = None,
+    seed: Annotated[int, typer.Option("--seed", help="Decides every random choice.")] = 0,
+    precision: Annotated[
+        Precision, typer.Option("--precision", help="Numeric mode of the encoder.")
+    ] = "fp32",
+    proxy: Annotated[
+        Literal["linear", "mlp"], typer.Option("--proxy", help="Head that selects.")
+    ] = "linear",
+    strategy: Annotated[
+        str, typer.Option("--strategy", help="`svp strategies` lists them.")
+    ] = "margin",
+    as_json: JsonOption = False,
+    result_file: ResultFileOption = None,
+) -> None:
+    """Write a new study: which images, which encoder, where embeddings are kept.
+
+    Example:
+
+      svp init mystudy --source photos --encoder ./encoder --store store
+    """
+    from svp.study.config import (
+        DataSection,
+        EncoderSection,
+        ProxySection,
+        StoreSection,
+        StrategySection,
+        StudyConfig,
+    )
+    from svp.study.options import check_options
+    from svp.study.study import Study
+
+    config = StudyConfig(
+        name=name or study.resolve().name,
+        seed=seed,
+        data=DataSection(source=tuple(source)),
+        encoder=EncoderSection(spec=encoder, precision=precision),
+        store=StoreSection(url=store),
+        proxy=ProxySection(kind=proxy),
+        strategy=StrategySection(name=strategy),
+    )
+    check_options(config)
+    made = Study.create(study, config)
+    emit(
+        "svp.init/1",
+        {"study": made.path, "file": made.path / "study.toml"},
+        f"Wrote {made.path / 'study.toml'}. Next: svp embed {made.path}",
+        as_json=as_json,
+        result_file=result_file,
+    )
+
+
+def embed(
+    study: Annotated[
+        Path | None, typer.Argument(help="The study's folder; or give the three options.")
+    ] = None,
+    source: Annotated[
+        list[str] | None, typer.Option("--source", help="Without a study: the images.")
+    ] = None,
+    encoder: Annotated[
+        str | None, typer.Option("--encoder", help="Without a study: the encoder spec.")
+    ] = None,
+    store: Annotated[
+        str | None,
+        typer.Option("--store", envvar="SVP_STORE", help="Where embeddings are kept."),
+    ] = None,
+    precision: Annotated[
+        Precision | None, typer.Option("--precision", help="Numeric mode of the encoder.")
+    ] = None,
+    batch_size: Annotated[
+        int | None, typer.Option("--batch-size", min=1, help="Images per forward pass.")
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option("--workers", min=0, help="Decoding threads; 0 = one per core.")
+    ] = None,
+    chunk_rows: Annotated[
+        int | None,
+        typer.Option("--chunk-rows", min=1, help="Rows per chunk, the most that a kill can cost."),
+    ] = None,
+    segment_rows: Annotated[
+        int | None, typer.Option("--segment-rows", min=1, help="Rows published at once.")
+    ] = None,
+    retry: Annotated[
+        bool, typer.Option("--retry", help="Try again what failed in an earlier run.")
+    ] = False,
+    max_failure_rate: Annotated[
+        float | None,
+        typer.Option("--max-failure-rate", help="Share of images that may fail; else exit 5."),
+    ] = None,
+    shard: Annotated[
+        str, typer.Option("--shard", metavar="I/N", help="Only part I of N, counted from 0.")
+    ] = "0/1",
+    device: DeviceOption = "auto",
+    settings: SetOption = None,
+    as_json: JsonOption = False,
+    result_file: ResultFileOption = None,
+) -> None:
+    """Embed every image that has no embedding yet. Killed? Run it again: it goes on.
+
+    Examples:
+
+      svp embed mystudy
+
+      svp embed --source photos --encoder timm:resnet18@weights.safetensors --store store
+    """
+    from svp.study.embedding import embed_source, embed_study
+    from svp.study.study import Study
+
+    progress = automatic()
+    given: dict[str, Any] = {
+        "encoder.spec": encoder,
+        "encoder.precision": precision,
+        "encoder.batch_size": batch_size,
+        "encoder.workers": workers,
+        "store.url": store,
+    }
+    options: dict[str, Any] = {
+        "retry": retry,
+        "max_failure_rate": max_failure_rate,
+        "chunk_rows": chunk_rows,
+        "segment_rows": segment_rows,
+        "shard": _parse_shard(shard),
+        "progress": progress,
+    }
+    if study is not None:
+        if source or encoder:
+            raise InputError(
+                "svp embed takes a study or --source, --encoder and --store. Got both. Leave one."
+            )
+        if store is not None:
+            given["store.url"] = str(Path(store).expanduser().resolve())
+        overrides = {key: value for key, value in given.items() if value is not None}
+        opened = Study.open(study, {**overrides, **parse_settings(settings)})
+        result = embed_study(opened, device=resolve_device(device), **options)
+        following = f"svp select {study} --budget N"
+    else:
+        if not source or encoder is None or store is None:
+            raise InputError(
+                "svp embed must know what to embed. Got neither a study nor all of --source, "
+                "--encoder and --store. See svp embed --help."
+            )
+        result = embed_source(
+            source,
+            encoder,
+            store,
+            precision=precision or "fp32",
+            batch_size=batch_size or 256,
+            workers=workers or 0,
+            device=resolve_device(device),
+            **options,
+        )
+        following = "svp init STUDY with the same source, encoder and store"
+    emit(
+        "svp.embed/1",
+        {"result": result, "next": following},
+        _sentence(result, following),
+        as_json=as_json,
+        result_file=result_file,
+    )
+
+
+def _parse_shard(text: str) -> tuple[int, int]:
+    index, _, count = text.partition("/")
+    if not (index.isdigit() and count.isdigit()):
+        raise InputError(f"--shard must be I/N. Got {text!r}. Write 0/4 for the first of four.")
+    return int(index), int(count)
+
+
+def _sentence(result: "EmbedResult", following: str) -> str:
+    said = [f"Embedded {result.embedded:,} images, {result.reused:,} were there already."]
+    if result.embedded:
+        said.append(f"{result.images_per_s:,.0f} images/s, {result.seconds:.1f} s.")
+    if result.failed:
+        said.append(
+            f"{result.failed:,} could not be embedded; the reasons are in the store, and --retry "
+            "tries them again."
+        )
+    said.append(f"Encoder {result.encoder_id}. Next: {following}")
+    return " ".join(said)

@@ -1,0 +1,60 @@
+"""Options that mean the same in every command."""
+
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from svp.errors import InputError
+
+StudyArgument = Annotated[Path, typer.Argument(help="The study's folder, as `svp init` wrote it.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")]
+ResultFileOption = Annotated[
+    Path | None, typer.Option("--result-file", help="Write the JSON result to this file too.")
+]
+DeviceOption = Annotated[
+    str,
+    typer.Option("--device", help="cpu, cuda, cuda:1, … or auto.", envvar="SVP_DEVICE"),
+]
+
+
+def resolve_device(name: str) -> str:
+    """Return the device to use for `name`; `auto` prefers a GPU."""
+    import torch
+
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        device = None
+    if device is None or (device.type == "cuda" and not torch.cuda.is_available()):
+        raise InputError(
+            f"--device must be a device that torch sees here. Got {name!r}. Use --device cpu."
+        )
+    return name
+
+
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="Another value for a key of study.toml, such as proxy.kind=mlp. May be repeated.",
+    ),
+]
+
+
+def parse_settings(settings: list[str] | None) -> dict[str, Any]:
+    """Return `--set` options as values by dotted key; values are TOML, bare words are text."""
+    parsed: dict[str, Any] = {}
+    for setting in settings or []:
+        key, sign, value = setting.partition("=")
+        if not sign or not key.strip():
+            raise InputError(f"--set must be KEY=VALUE. Got {setting!r}. Write proxy.kind=mlp.")
+        try:
+            parsed[key.strip()] = tomllib.loads(f"v = {value}")["v"]
+        except tomllib.TOMLDecodeError:
+            parsed[key.strip()] = value
+    return parsed

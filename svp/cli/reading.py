@@ -1,0 +1,70 @@
+"""`svp report` and `svp doctor`: what there is to read."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from svp.cli.options import JsonOption, ResultFileOption, StudyArgument
+from svp.cli.output import emit, table
+from svp.progress import automatic
+
+
+def report(
+    study: StudyArgument,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Default: report.html in the study.")
+    ] = None,
+    as_json: JsonOption = False,
+    result_file: ResultFileOption = None,
+) -> None:
+    """Write one HTML file that needs no network: curves, balance, gallery, model, cost.
+
+    Example:
+
+      svp report mystudy
+    """
+    from svp.study.report import write_report
+    from svp.study.study import Study
+
+    written = write_report(Study.open(study), output, progress=automatic())
+    emit(
+        "svp.report/1",
+        {"report": written, "bytes": written.stat().st_size},
+        f"Wrote {written}. Open it in a browser; it needs no network.",
+        as_json=as_json,
+        result_file=result_file,
+    )
+
+
+def doctor(as_json: JsonOption = False, result_file: ResultFileOption = None) -> None:
+    """Say what svp sees here: versions, processor, GPU, threads, cache.
+
+    Example:
+
+      svp doctor
+    """
+    import torch
+    import torchvision
+
+    from svp.data import DigestCache
+    from svp.provenance import hardware, versions
+
+    # A CPU-only torch beside a stock torchvision fails here and not at import.
+    boxes = torch.tensor([[0.0, 0.0, 1.0, 1.0]])
+    torchvision.ops.nms(boxes, torch.ones(1), 0.5)
+    seen = {
+        **{f"version of {name}": value for name, value in versions().items()},
+        **hardware(),
+        "torch threads": torch.get_num_threads(),
+        "cuda": torch.version.cuda or "none",
+        "gpu": torch.cuda.get_device_name(0) if torch.cuda.is_available() else "none",
+        "cache": str(DigestCache.default().path),
+    }
+    emit(
+        "svp.doctor/1",
+        {"seen": seen},
+        table(["what", "value"], [[key, str(value)] for key, value in seen.items()]),
+        as_json=as_json,
+        result_file=result_file,
+    )

@@ -1,0 +1,313 @@
+"""`svp pretrain`, `svp finetune`, `svp simulate` and `svp demo`: what takes minutes."""
+
+import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from svp.cli.options import (
+    DeviceOption,
+    JsonOption,
+    ResultFileOption,
+    SetOption,
+    StudyArgument,
+    parse_settings,
+    resolve_device,
+)
+from svp.cli.output import emit, table
+from svp.errors import InputError
+from svp.progress import automatic
+
+if TYPE_CHECKING:
+    from svp.study.simulate import SimulationResult
+
+
+def pretrain(
+    source: Annotated[
+        list[str], typer.Option("--source", help="Images; labels are not used. May be repeated.")
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The encoder folder to write.")],
+    method: Annotated[
+        Literal["byol", "eman"], typer.Option("--method", help="BYOL, or its EMAN form.")
+    ] = "eman",
+    preset: Annotated[
+        Literal["small_32", "imagenet_224"],
+        typer.Option("--preset", help="Recipe: thumbnails on a CPU, or photographs on a GPU."),
+    ] = "small_32",
+    arch: Annotated[str | None, typer.Option("--arch", help="Backbone, such as resnet18.")] = None,
+    image_size: Annotated[
+        int | None, typer.Option("--image-size", help="Side of the input in pixels.")
+    ] = None,
+    epochs: Annotated[int | None, typer.Option("--epochs", help="Passes over the images.")] = None,
+    batch_size: Annotated[int | None, typer.Option("--batch-size", help="Images per step.")] = None,
+    learning_rate: Annotated[
+        float | None, typer.Option("--lr", help="Peak learning rate at this batch size.")
+    ] = None,
+    views: Annotated[
+        Literal["recipe", "thumbnails", "photographs", "glyphs"],
+        typer.Option("--views", help="Augmentations; glyphs are never mirrored or recoloured."),
+    ] = "recipe",
+    flip: Annotated[
+        bool, typer.Option(help="Mirror images; off where left and right mean something.")
+    ] = True,
+    precision: Annotated[
+        Literal["fp32", "bf16"] | None, typer.Option("--precision", help="bf16 pays on GPUs.")
+    ] = None,
+    split: Annotated[
+        str | None,
+        typer.Option("--exclude-split", help="Leave out the items of this split of the source."),
+    ] = "test",
+    seed: Annotated[int, typer.Option("--seed", help="Decides weights, order and views.")] = 0,
+    workers: Annotated[
+        int, typer.Option("--workers", min=0, help="Decoding threads; 0 = one per core.")
+    ] = 0,
+    device: DeviceOption = "auto",
+    as_json: JsonOption = False,
+    result_file: ResultFileOption = None,
+) -> None:
+    """Pretrain an encoder on your own images, without labels. Killed? Run it again.
+
+    Example:
+
+      svp pretrain --source photos --output encoder --epochs 10
+    """
+    from svp.study.pretraining import pretrain_source
+
+    given: dict[str, Any] = {
+        "arch": arch,
+        "image_size": image_size,
+        "epochs": epochs,
+        "batch_size": batch_size,
+        "lr": learning_rate,
+        "precision": precision,
+    }
+    done = pretrain_source(
+        source,
+        output,
+        preset=preset,
+        method=method,
+        views=views,
+        flip=flip,
+        overrides={key: value for key, value in given.items() if value is not None},
+        exclude_split=split,
+        seed=seed,
+        workers=workers,
+        device=resolve_device(device),
+        progress=automatic(),
+    )
+    knn = [epoch.knn for epoch in done.history if epoch.knn is not None]
+    monitor = f" Nearest-neighbour accuracy {knn[-1]:.1%} (by the source's labels)." if knn else ""
+    emit(
+        "svp.pretrain/1",
+        {"result": done, "loss": done.loss, "spread": done.spread},
+        f"Wrote {done.output}: {done.steps:,} steps, {done.images_per_s:,.0f} images/s, "
+        f"loss {done.loss:.3f}, feature spread {done.spread:.3f} (0 = collapsed).{monitor} "
+        f"Next: svp init STUDY --source … --encoder {done.output} --store STORE",
+        as_json=as_json,
+        result_file=result_file,
+    )
+
+
+def finetune(
+    study: StudyArgument,
+    method: Annotated[
+        Literal["supervised", "flexmatch"] | None,
+        typer.Option("--method", help="Labelled images only, or the unlabelled ones too."),
+    ] = None,
+    mode: Annotated[
+        Literal["ft", "lp-ft", "lp"] | None,
+        typer.Option("--mode", help="Fresh head; probe first, then all; probe only."),
+    ] = None,
+    preset: Annotated[
+        str | None, typer.Option("--preset", help="A recipe by name, such as small.")
+    ] = None,
+    steps: Annotated[int | None, typer.Option("--steps", min=1, help="Optimiser steps.")] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Default: model in the study's folder.")
+    ] = None,
+    simulated: Annotated[
+        str | None,
+        typer.Option(
+            "--simulated",
+            metavar="STRATEGY/PROXY/SEED",
+            help="Use the labels that a run of `svp simulate` bought.",
+        ),
+    ] = None,
+    restart: Annotated[
+        bool, typer.Option("--restart", help="Discard another run's state in the output folder.")
+    ] = False,
+    device: DeviceOption = "auto",
+    settings: SetOption = None,
+    as_json: JsonOption = False,
+    result_file: ResultFileOption = None,
+) -> None:
+    """Train the target model on the labels so far and predict every image. Killed? Run it again.
+
+    Example:
+
+      svp finetune mystudy --method flexmatch
+    """
+    from svp.study.finetune import finetune_study
+    from svp.study.simulate import simulation_labels
+    from svp.study.study import Study
+
+    given: dict[str, Any] = {
+        "finetune.preset": preset,
+        "finetune.method": method,
+        "finetune.mode": mode,
+        "finetune.steps": steps,
+    }
+    overrides = {key: value for key, value in given.items() if value is not None}
+    opened = Study.open(study, {**overrides, **parse_settings(settings)})
+    labels = None
+    if simulated is not None:
+        parts = simulated.split("/")
+        if len(parts) != 3 or not parts[2].isdigit():
+            raise InputError(
+                f"--simulated must be STRATEGY/PROXY/SEED. Got {simulated!r}. "
+                "Write margin/linear/0."
+            )
+        labels = simulation_labels(opened, parts[0], parts[1], int(parts[2]))
+    done = finetune_study(
+        opened,
+        labels=labels,
+        output=output,
+        device=resolve_device(device),
+        restart=restart,
+        progress=automatic(),
+    )
+    evaluation = done.metrics.get("evaluation")
+    scored = (
+        f"Accuracy {evaluation['accuracy']:.2%} on {evaluation['items']:,} held-out images. "
+        if evaluation
+        else "No held-out labels, so no accuracy. "
+    )
+    emit(
+        "svp.finetune/1",
+        {"output": done.output, "metrics": done.metrics},
+        f"{scored}Model and predictions: {done.output}. Next: svp report {study}",
+        as_json=as_json,
+        result_file=result_file,
+    )
+
+
+def simulate(
+    study: StudyArgument,
+    budget: Annotated[int, typer.Option("--budget", "-n", min=1, help="Labels per round.")],
+    rounds: Annotated[
+        int, typer.Option("--rounds", min=0, help="Selections after the initial batch.")
+    ] = 5,
+    strategy: Annotated[
+        list[str] | None,
+        typer.Option("--strategy", help="May be repeated; random always takes part."),
+    ] = None,
+    proxy: Annotated[
+        list[str] | None, typer.Option("--proxy", help="linear, mlp; may be repeated.")
+    ] = None,
+    seeds: Annotated[int, typer.Option("--seeds", min=1, help="Runs of each, seeds 0, 1, …")] = 5,
+    initial: Annotated[
+        int | None, typer.Option("--initial", min=1, help="Initial batch; default: the budget.")
+    ] = None,
+    first: Annotated[
+        Literal["random", "kmeans"], typer.Option("--first", help="How that batch is chosen.")
+    ] = "random",
+    device: DeviceOption = "auto",
+    settings: SetOption = None,
+    as_json: JsonOption = False,
+    result_file: ResultFileOption = None,
+) -> None:
+    """Replay labelling with known labels: what would each strategy have bought? Resumable.
+
+    Example:
+
+      svp simulate mystudy --budget 50 --rounds 5 --strategy margin --strategy badge --seeds 3
+    """
+    from svp.study.cells import SimulationConfig
+    from svp.study.simulate import simulate as run_simulation
+    from svp.study.study import Study
+    from svp.study.tables import from_table
+
+    opened = Study.open(study, parse_settings(settings))
+    given = {
+        "strategies": list(strategy or [opened.config.strategy.name]),
+        "proxies": list(proxy or [opened.config.proxy.kind]),
+        "seeds": list(range(seeds)),
+        "batch": budget,
+        "rounds": rounds,
+        "initial": initial,
+        "first": first,
+    }
+    config = from_table(
+        SimulationConfig, {key: value for key, value in given.items() if value is not None}
+    )
+    done = run_simulation(opened, config, device=resolve_device(device), progress=automatic())
+    emit(
+        "svp.simulate/1",
+        {"result": done},
+        f"{simulation_text(done)}\nCurves: {done.folder / 'results.csv'}. Next: svp report {study}",
+        as_json=as_json,
+        result_file=result_file,
+    )
+
+
+def simulation_text(done: "SimulationResult") -> str:
+    """Return a simulation as two tables: accuracy by number of labels, and totals."""
+    sizes = sorted({point.num_labeled for point in done.points})
+    cells = {(p.strategy, p.proxy, p.num_labeled): p for p in done.points}
+    runs = list(dict.fromkeys((p.strategy, p.proxy) for p in done.points))
+    rows = []
+    for strategy, proxy in runs:
+        row = [strategy, proxy]
+        for size in sizes:
+            point = cells[strategy, proxy, size]
+            row.append(f"{point.mean['test_acc']:.1%} ±{100 * point.sd['test_acc']:.1f}")
+        rows.append(row)
+    curves = table(["strategy", "proxy", *(f"{size:,} labels" for size in sizes)], rows)
+    totals = []
+    for total in done.totals:
+        if total.strategy == "random":
+            continue
+        bound = f" ({total.censored} bounds)" if total.censored else ""
+        totals.append(
+            [
+                total.strategy,
+                total.proxy,
+                f"{100 * total.mean_gain:+.2f}",
+                f"{total.saving:.0%}{bound}",
+                f"{total.select_s:.2f}",
+                f"{total.train_s:.2f}",
+            ]
+        )
+    header = ["strategy", "proxy", "gain, points", "labels saved", "select s", "train s"]
+    where = done.evaluation
+    seeds = max((point.runs for point in done.points), default=0)
+    return (
+        f"Accuracy on {where['items']:,} items ({where['split']}), mean ± SD of {seeds} seeds:\n"
+        f"{curves}\n\nAgainst random on the same seeds, mean over rounds:\n"
+        f"{table(header, totals) if totals else '(only random ran)'}"
+    )
+
+
+def demo(
+    folder: Annotated[Path, typer.Argument(help="Where to write everything.")] = Path("demo"),
+    seed: Annotated[int, typer.Option("--seed", help="Decides every random choice.")] = 0,
+    as_json: JsonOption = False,
+    result_file: ResultFileOption = None,
+) -> None:
+    """Run the whole job on scikit-learn's digits, written out as images. No download.
+
+    Example:
+
+      svp demo demo
+    """
+    from svp.demo import run_demo
+
+    done = run_demo(folder, seed=seed, progress=automatic(), simulation_text=simulation_text)
+    emit(
+        "svp.demo/1",
+        dataclasses.asdict(done),
+        done.text,
+        as_json=as_json,
+        result_file=result_file,
+    )
