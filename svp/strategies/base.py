@@ -62,7 +62,7 @@ class Budget:
     """
 
     device: torch.device = dataclasses.field(default_factory=lambda: torch.device("cpu"))
-    tile_rows: int = 16_384
+    tile_rows: int = 4096
     cache_bytes: int = 2 * 1024**3
 
     def __post_init__(self) -> None:

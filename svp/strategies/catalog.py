@@ -8,8 +8,11 @@ import numpy as np
 import torch
 
 from svp.errors import InputError
+from svp.strategies.badge import Badge
 from svp.strategies.base import Budget, Int64Array, Oracle, PoolView, Selection, Strategy
+from svp.strategies.coreset import CoreSet
 from svp.strategies.entropy import Entropy
+from svp.strategies.kmeans import KMeans
 from svp.strategies.least_confidence import LeastConfidence
 from svp.strategies.margin import Margin
 from svp.strategies.parameters import check_params, near
@@ -20,6 +23,9 @@ STRATEGIES: Final[tuple[type[Strategy], ...]] = (
     LeastConfidence,
     Margin,
     Entropy,
+    CoreSet,
+    Badge,
+    KMeans,
 )
 
 

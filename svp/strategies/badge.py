@@ -1,0 +1,77 @@
+"""BADGE: a batch of large and mutually different loss gradients.
+
+The gradient of the last layer's loss, had the proxy's own prediction been the label, is the outer
+product g = q (x) x with q = softmax - onehot(prediction). A point is large where the proxy is
+uncertain, and two points are far apart where embedding or prediction differ. The batch is drawn
+by D-squared seeding on g, starting from the largest one.
+
+Source: Ash et al. 2020, "Deep batch active learning by diverse, uncertain gradient lower bounds",
+algorithm 1, with the authors' first centre (the largest gradient) and without a bias term.
+Shapes: T = rows, C = classes, h = width of the last layer's input.
+"""
+
+import dataclasses
+from typing import ClassVar
+
+import numpy as np
+
+from svp.seed import numpy_generator
+from svp.strategies.base import Budget, Need, Oracle, PoolView, Selection
+from svp.strategies.points import Points, pool_points
+from svp.strategies.rank import TopK
+from svp.strategies.seeding import d2_seeding
+
+
+def largest(points: Points) -> int:
+    """Return the position of the point of largest norm, the first of equals."""
+    top = TopK(1)
+    for part, block in points.blocks():
+        norms_T = block.square_norms().cpu().numpy()
+        top.push(norms_T, np.arange(part.start, part.stop, dtype=np.int64))
+    places, _ = top.best()
+    return int(places[0])
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Badge:
+    """D-squared seeding on factored gradient embeddings, exact in law.
+
+    Attributes:
+        include_labelled: Treat the gradients of labelled images as drawn already, so that
+            gradients like theirs are avoided; the first pick is then drawn too. The published
+            method leaves them out.
+    """
+
+    name: ClassVar[str] = "badge"
+    family: ClassVar[str] = "gradient"
+    summary: ClassVar[str] = "uncertain images that would teach the proxy different things"
+    needs: ClassVar[frozenset[Need]] = frozenset({"embeddings", "logits", "linear_head"})
+    stochastic: ClassVar[bool] = True
+    uses_oracle: ClassVar[bool] = False
+    exactness: ClassVar[str] = "exact-law"
+    source: ClassVar[str] = "Ash et al. 2020, algorithm 1"
+
+    include_labelled: bool = False
+
+    def select(
+        self, view: PoolView, b: int, seed: int, *, budget: Budget, oracle: Oracle | None = None
+    ) -> Selection:
+        """Draw `b` candidates; see `Strategy.select`."""
+        del oracle
+        rows_U = view.candidates(seed)
+        points = pool_points(view, rows_U, seed, budget, gradients=True)
+        centres = None
+        if self.include_labelled and len(view.labelled_L):
+            centres = pool_points(view, view.centres(seed), seed, budget, gradients=True)
+        first = largest(points) if centres is None else None
+        seeds = d2_seeding(points, b, numpy_generator(seed, "badge"), first=first, centres=centres)
+        return Selection(
+            rows_b=rows_U[seeds.places_b],
+            utility_b=np.sqrt(seeds.weight_b).astype(np.float32),
+            reason=(
+                "The proxy is unsure here, and this label would change it in a direction that "
+                "earlier picks do not (gradient distance {utility})."
+            ),
+            exactness=self.exactness,
+            counters=seeds.counters,
+        )

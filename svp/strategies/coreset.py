@@ -1,0 +1,67 @@
+"""CoreSet: images farthest from everything that is labelled or already chosen.
+
+Source: Sener and Savarese 2018, "Active learning for convolutional neural networks: a core-set
+approach", algorithm 1 (k-center greedy, not their mixed-integer refinement).
+"""
+
+import dataclasses
+from typing import ClassVar
+
+import numpy as np
+
+from svp.strategies.base import Budget, Need, Oracle, PoolView, Selection, Space
+from svp.strategies.cover import k_center
+from svp.strategies.parameters import check_choice
+from svp.strategies.points import Norm, pool_points
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class CoreSet:
+    """Greedy k-center with the labelled images as initial centres.
+
+    Without labelled images the first pick is the candidate nearest the mean of all candidates.
+
+    Attributes:
+        space: `hidden` measures in the input of the proxy's last layer (for a linear proxy, the
+            standardised embeddings), and in the embeddings when there is no proxy; `input` always
+            in the embeddings.
+        norm: `none`, `l2` for unit vectors, or `zscore`.
+    """
+
+    name: ClassVar[str] = "coreset"
+    family: ClassVar[str] = "cover"
+    summary: ClassVar[str] = "images farthest from everything labelled or already chosen"
+    needs: ClassVar[frozenset[Need]] = frozenset({"embeddings"})
+    stochastic: ClassVar[bool] = False
+    uses_oracle: ClassVar[bool] = False
+    exactness: ClassVar[str] = "exact"
+    source: ClassVar[str] = "Sener and Savarese 2018, algorithm 1"
+
+    space: Space = "hidden"
+    norm: Norm = "none"
+
+    def __post_init__(self) -> None:
+        check_choice("coreset.space", self.space, ("input", "hidden"))
+        check_choice("coreset.norm", self.norm, ("none", "l2", "zscore"))
+
+    def select(
+        self, view: PoolView, b: int, seed: int, *, budget: Budget, oracle: Oracle | None = None
+    ) -> Selection:
+        """Choose `b` candidates by greedy k-center; see `Strategy.select`."""
+        del oracle
+        rows_U = view.candidates(seed)
+        points = pool_points(view, rows_U, seed, budget, space=self.space, norm=self.norm)
+        centres = pool_points(
+            view, view.centres(seed), seed, budget, space=self.space, norm=self.norm
+        )
+        cover = k_center(points, centres, b)
+        return Selection(
+            rows_b=rows_U[cover.places_b],
+            utility_b=cover.radius_b.astype(np.float32),
+            reason=(
+                "Unlike anything labelled or chosen before it: the most similar one is at "
+                "distance {utility}."
+            ),
+            exactness=self.exactness,
+            counters=cover.counters,
+        )
