@@ -62,6 +62,13 @@ class _Jpeg(JpegImagePlugin.JpegImageFile):
         return Image.Exif()
 
 
+class _Tiff(TiffImagePlugin.TiffImageFile):
+    """Reads no directory again while loading, which warns too; this module turns it upright."""
+
+    def getexif(self) -> Image.Exif:
+        return Image.Exif()
+
+
 _Opener = Callable[[io.BytesIO], ImageFile.ImageFile]
 
 # The formats svp reads, by their first bytes. Image.open would try every plug-in it knows.
@@ -72,10 +79,10 @@ _FORMATS: Final[tuple[tuple[bytes, _Opener], ...]] = (
     (b"GIF87a", GifImagePlugin.GifImageFile),
     (b"GIF89a", GifImagePlugin.GifImageFile),
     (b"BM", BmpImagePlugin.BmpImageFile),
-    (b"II*\0", TiffImagePlugin.TiffImageFile),
-    (b"MM\0*", TiffImagePlugin.TiffImageFile),
-    (b"II+\0", TiffImagePlugin.TiffImageFile),
-    (b"MM\0+", TiffImagePlugin.TiffImageFile),
+    (b"II*\0", _Tiff),
+    (b"MM\0*", _Tiff),
+    (b"II+\0", _Tiff),
+    (b"MM\0+", _Tiff),
     *((f"P{digit}".encode(), PpmImagePlugin.PpmImageFile) for digit in range(1, 7)),
 )
 # What else is often found under the name of an image.
@@ -112,7 +119,8 @@ def decode_image(
     if len(data) > max_bytes:
         raise DecodeError("too_large", f"{len(data):,} bytes, more than the limit of {max_bytes:,}")
     try:
-        with _open(data) as image:
+        image, orientation = _open(data)
+        with image:
             width, height = image.size
             if width * height > max_pixels:
                 raise DecodeError(
@@ -120,7 +128,7 @@ def decode_image(
                     f"{width:,} x {height:,} pixels, more than the limit of {max_pixels:,}",
                 )
             image.load()
-            return _upright(_to_rgb(image), _orientation(image))
+            return _upright(_to_rgb(image), orientation)
     except (DecodeError, Warning):
         raise
     except Image.DecompressionBombError as error:
@@ -135,23 +143,27 @@ def _line(error: Exception) -> str:
     return text or type(error).__name__
 
 
-def _open(data: bytes) -> ImageFile.ImageFile:
+def _open(data: bytes) -> tuple[ImageFile.ImageFile, Any]:
+    """Return the image before its pixels are decoded, and its orientation."""
     opener = next((opener for start, opener in _FORMATS if data.startswith(start)), None)
     if opener is None:
         raise DecodeError("corrupt", f"not an image svp reads: {_impostor(data)}")
-    stream = io.BytesIO(data)
     if not _may_warn(opener, data):
-        return opener(stream)
+        image = opener(io.BytesIO(data))
+        return image, orientation_of(image.info.get("exif"))
     with _FILTERS, warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return opener(stream)
+        image = opener(io.BytesIO(data))
+        if isinstance(image, _Tiff):
+            return image, image.tag_v2.get(_ORIENTATION_TAG, 1)
+        return image, orientation_of(image.info.get("exif"))
 
 
 def _may_warn(opener: _Opener, data: bytes) -> bool:
     """Return whether Pillow may warn while it parses the header of this file."""
     if opener is PngImagePlugin.PngImageFile:
         return data.find(b"acTL", 0, data.find(b"IDAT")) >= 0
-    return opener in (TiffImagePlugin.TiffImageFile, GifImagePlugin.GifImageFile)
+    return opener in (_Tiff, GifImagePlugin.GifImageFile)
 
 
 def _impostor(data: bytes) -> str:
@@ -164,15 +176,9 @@ def _impostor(data: bytes) -> str:
     return f"it begins with the bytes {data[:8].hex(' ')}"
 
 
-def _orientation(image: ImageFile.ImageFile) -> int:
-    if isinstance(image, TiffImagePlugin.TiffImageFile):
-        value = image.tag_v2.get(_ORIENTATION_TAG, 1)
-        return value if isinstance(value, int) else 1
-    return orientation_of(image.info.get("exif"))
-
-
-def _upright(image: Image.Image, orientation: int) -> Image.Image:
-    method = _TRANSPOSE.get(orientation)
+def _upright(image: Image.Image, orientation: Any) -> Image.Image:
+    # Anything but the numbers 2 to 8, such as a damaged tag, means upright.
+    method = _TRANSPOSE.get(orientation) if isinstance(orientation, int) else None
     return image if method is None else image.transpose(method)
 
 

@@ -181,7 +181,10 @@ class _Digests:
                     self._take(batch, future.result())
                     task.advance(len(batch))
             except BaseException:
-                executor.shutdown(wait=False, cancel_futures=True)
+                executor.shutdown(cancel_futures=True)
+                for future, batch in futures.items():
+                    if not future.cancelled() and future.exception() is None:
+                        self._take(batch, future.result())
                 raise
 
     def _take(self, rows: list[int], results: list[bytes | ScanFailure]) -> None:
