@@ -1,6 +1,5 @@
 """Embed a study's images, and record which embeddings the study uses from then on."""
 
-import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal

@@ -77,7 +77,12 @@ def finetune_study(
         study.encoder_spec, device=device, precision=section.precision, progress=progress
     )
     images_N3SS, kept, failures = decode_pool(
-        source, pool.uris, encoder.preprocessing, workers=section.workers, progress=progress
+        source,
+        pool.uris,
+        encoder.preprocessing,
+        digests=pool.digests,
+        workers=section.workers or None,
+        progress=progress,
     )
     if failures:
         progress.say(f"{len(failures):,} images could not be read and take no part.")
