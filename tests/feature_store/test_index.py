@@ -1,0 +1,42 @@
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from feature_store.index import DigestIndex, first_occurrences
+
+# Few distinct words, so that digests repeat, share their first eight bytes, or are zero.
+WORDS = st.integers(0, 2)
+DIGESTS = st.lists(st.tuples(WORDS, WORDS, WORDS, WORDS), max_size=30)
+
+
+def _array(tuples):
+    return np.asarray(tuples, np.uint64).reshape(-1, 4).view(np.uint8)
+
+
+@settings(max_examples=200, deadline=None)
+@given(DIGESTS, DIGESTS)
+def test_rows_are_found_as_in_a_dictionary(stored, asked):
+    rows = {}
+    for row, digest in enumerate(stored):
+        if any(digest):
+            rows.setdefault(digest, row)
+    found = DigestIndex(_array(stored)).find(_array(asked))
+    assert found.tolist() == [rows.get(digest, -1) for digest in asked]
+
+
+@settings(max_examples=200, deadline=None)
+@given(DIGESTS)
+def test_first_occurrences_as_in_a_dictionary(digests):
+    firsts = {}
+    for row, digest in enumerate(digests):
+        firsts.setdefault(digest, row)
+    assert first_occurrences(_array(digests)).tolist() == list(firsts.values())
+
+
+def test_wrong_arrays_are_refused():
+    for wrong in (np.zeros((3, 31), np.uint8), np.zeros((3, 32), np.int8), np.zeros(32, np.uint8)):
+        with pytest.raises(ValueError, match=r"\(N, 32\) uint8"):
+            first_occurrences(wrong)
+        with pytest.raises(ValueError, match=r"Pool\.digests"):
+            DigestIndex(wrong)
