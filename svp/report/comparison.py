@@ -7,9 +7,8 @@ from svp.report.chart import LineChart, display_name, emphasise, line_chart
 from svp.report.content import Comparison, Curve, CurvePoint, Saving
 from svp.report.quantity import number, percent, plural
 
-# Each range sign says on which side of the printed value the true one lies.
+# On which side of the printed value the true one lies.
 _BOUND = {"measured": "", "at least": "≥ ", "at most": "≤ "}
-_BEYOND = {"measured": "", "at least": "> ", "at most": "< "}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -35,16 +34,17 @@ class SavingRow:
 
     strategy: str
     proxy: str
-    labels: str
+    final: str
+    gain: str
+    gain_interval: str
     accuracy: str
+    labels: str
     random_labels: str
     saved: str
     mean: str
     sd: str
     measured: str
     censored: str
-    gain: str
-    gain_interval: str
     is_best: bool
 
 
@@ -96,7 +96,7 @@ def view_comparison(comparison: Comparison, key: str, best: Saving | None) -> Co
         ),
         numbers=tuple(_numbers(proxy, curves) for proxy, curves in by_proxy.items()),
         savings=tuple(_saving_row(comparison, saving, best) for saving in comparison.savings),
-        has_proxies=any(saving.proxy for saving in comparison.savings),
+        has_proxies=len(by_proxy) > 1,
         has_gains=any(saving.gain is not None for saving in comparison.savings),
         reads_labels=any(curve.reads_labels for curve in comparison.curves),
     )
@@ -128,7 +128,7 @@ def chart_pair(
 
 
 def signed_saving(saving: Saving) -> str:
-    """Return the saving at the last round with its bound, such as a lower bound `≥ 38%`."""
+    """Return the saving with its bound, such as a lower bound `≥ 38%`."""
     return f"{_BOUND[saving.bound]}{percent(saving.ratio, 0)}"
 
 
@@ -141,9 +141,10 @@ def _saving_row(comparison: Comparison, saving: Saving, best: Saving | None) -> 
     return SavingRow(
         strategy=f"{saving.strategy} †" if peeks else saving.strategy,
         proxy=saving.proxy,
-        labels=number(saving.labels),
+        labels=f"{'≤ ' if saving.bound == 'at least' else ''}{number(saving.labels)}",
+        final=percent(saving.final_accuracy),
         accuracy=percent(saving.accuracy),
-        random_labels=f"{_BEYOND[saving.bound]}{number(saving.random_labels)}",
+        random_labels=f"{'≤ ' if saving.bound == 'at most' else ''}{number(saving.random_labels)}",
         saved=signed_saving(saving),
         mean=percent(saving.mean_ratio),
         sd="" if saving.sd_ratio is None else f"± {number(100 * saving.sd_ratio, 1)}",

@@ -70,42 +70,48 @@ class Curve:
 class Saving:
     """Labels saved against random on the same seeds.
 
+    Random is measured with no more labels than the strategy, so at the strategy's last round its
+    saving is often only a bound. At the highest accuracy that both reached it is measured.
+
     Attributes:
         strategy: The strategy's name.
         proxy: The proxy's name.
-        labels: N1, labels at the last round.
-        accuracy: Mean accuracy reached with N1 labels.
-        random_labels: N2, labels with which random reaches that accuracy, by interpolation of its
-            running maximum; where that is beyond random's measured range, the end of the range.
-        bound: Whether the saving at N1 is measured, or only a bound because random never reached
-            the accuracy (`at least`) or was already above it at its first point (`at most`).
-        mean_ratio: (N2 - N1) / N2, averaged over rounds, censored rounds at their bound; None
-            when unknown.
+        accuracy: The highest accuracy that both mean curves reached.
+        labels: N1, with which the strategy reached it, by interpolation.
+        random_labels: N2, with which random reached it.
+        bound: Whether (N2 - N1) / N2 is measured, or a bound because the strategy (`at least`) or
+            random (`at most`) was above that accuracy with its first labels already.
+        exceeds: Whether the strategy went on to accuracies that random never reached.
+        mean_ratio: (N2 - N1) / N2 at the strategy's own accuracies, averaged over rounds, censored
+            rounds at their bound; None when unknown.
         sd_ratio: Sample standard deviation of that average over seeds; None when unknown.
         mean_measured: The average over the rounds that are not censored; None without any.
         rounds: Rounds in the average.
         censored: How many of them are bounds.
-        gain: Mean accuracy minus random's with N1 labels, paired by seed; None when unknown.
+        final_accuracy: Mean accuracy at the last round.
+        gain: The same minus random's, paired by seed; None when unknown.
         gain_half_width: Half its 95% interval; None for one seed.
     """
 
     strategy: str
     proxy: str = ""
-    labels: int
     accuracy: float
+    labels: float
     random_labels: float
     bound: Bound = "measured"
+    exceeds: bool = False
     mean_ratio: float | None = None
     sd_ratio: float | None = None
     mean_measured: float | None = None
     rounds: int = 1
     censored: int = 0
+    final_accuracy: float
     gain: float | None = None
     gain_half_width: float | None = None
 
     @property
     def ratio(self) -> float:
-        """(N2 - N1) / N2 at the last round, in (-inf, 1)."""
+        """(N2 - N1) / N2 at the highest accuracy both reached, in (-inf, 1)."""
         return 1.0 - self.labels / self.random_labels
 
 
@@ -288,6 +294,7 @@ class Report:
         name: The study's name.
         generated: When, as text; given, so that the page is a function of its content.
         study: The study as a command line would name it, for the commands the page suggests.
+        strategy: The strategy the study uses; the headline quotes its saving where simulated.
         pool_size: Items in the pool; None before it was scanned.
         labels: Labelled items so far.
         comparisons: Simulations, the one the headline quotes last.
@@ -304,6 +311,7 @@ class Report:
     name: str
     generated: str = ""
     study: str = "STUDY"
+    strategy: str = ""
     pool_size: int | None = None
     labels: int = 0
     comparisons: tuple[Comparison, ...] = ()

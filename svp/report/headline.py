@@ -31,23 +31,24 @@ class Headline:
     tiles: tuple[Tile, ...]
 
 
-def best_saving(report: Report) -> Saving | None:
-    """Return the saving the page quotes: the best of the last simulation, or None.
+def quoted_saving(report: Report) -> Saving | None:
+    """Return the saving the page quotes, or None: of the last simulation, the study's strategy.
 
-    Strategies that read labels inside a batch are passed over while another is there: nobody can
-    run them on unlabelled data.
+    Where that was not simulated, the best of those that read no labels inside a batch, which
+    nobody can run on unlabelled data; the best of several is an optimistic choice.
     """
     if not report.comparisons or not report.comparisons[-1].savings:
         return None
     last = report.comparisons[-1]
     peeking = {curve.strategy for curve in last.curves if curve.reads_labels}
     honest = [saving for saving in last.savings if saving.strategy not in peeking]
-    return max(honest or last.savings, key=lambda saving: (saving.ratio, saving.accuracy))
+    own = [saving for saving in last.savings if saving.strategy == report.strategy]
+    return max(own or honest or last.savings, key=lambda saving: (saving.ratio, saving.accuracy))
 
 
 def headline(report: Report) -> Headline:
     """Sum the report up."""
-    saving = best_saving(report)
+    saving = quoted_saving(report)
     sentence, caveat = _verdict(report, saving)
     return Headline(
         sentence=sentence,
@@ -65,30 +66,36 @@ def _verdict(report: Report, saving: Saving | None) -> tuple[str, str]:
             f"{plural(report.labels, 'label')} so far, asked for in {asked}.",
             "What they save against random labelling has not been measured.",
         )
-    proxy = f" ({saving.proxy})" if saving.proxy else ""
-    reached = f"reaches {percent(saving.accuracy)} with {plural(saving.labels, 'label')}"
-    needed = number(saving.random_labels)
-    who = f"In simulation, {saving.strategy}{proxy} {reached}"
-    if saving.bound == "at least":
-        return (
-            f"{who}; random labelling did not get there with {needed}.",
-            f"The saving of {percent(saving.ratio, 0)} is therefore a lower bound: random was "
-            "measured no further.",
-        )
+    who = f"{saving.strategy} ({saving.proxy})" if saving.proxy else saving.strategy
+    took = plural(round(saving.labels), "label")
+    said = f"In simulation, {who} reached {percent(saving.accuracy)} with {took}"
+    needed = f"random labelling needed {number(saving.random_labels)}"
     if saving.bound == "at most":
-        return (
-            f"{who}, which random labelling exceeds with {needed}.",
-            "The saving is therefore an upper bound: random was measured with no fewer labels.",
-        )
+        return f"{said}; random labelling was above that with its first.", _caveat(saving)
     if saving.ratio <= 0:
-        return (
-            f"{who}; random labelling needs {needed}. It saves nothing on these data.",
-            "Label at random, or try other strategies in a simulation.",
+        return f"{said}; {needed}. It saved nothing on these data.", _caveat(saving)
+    least = "at least " if saving.bound == "at least" else ""
+    return f"{said}; {needed}, so {least}{percent(saving.ratio, 0)} were saved.", _caveat(saving)
+
+
+def _caveat(saving: Saving) -> str:
+    """Say what the number leaves open."""
+    said = []
+    if saving.gain is not None and saving.gain_half_width is None:
+        said.append("One seed says nothing about chance: simulate more.")
+    elif saving.gain is not None and saving.gain_half_width is not None:
+        points = (
+            f"{number(100 * saving.gain, 1)} ± {number(100 * saving.gain_half_width, 1)} points"
         )
-    return (
-        f"{who}; random labelling needs {needed}, so {percent(saving.ratio, 0)} are saved.",
-        "",
-    )
+        if abs(saving.gain) <= saving.gain_half_width:
+            said.append(f"At the end the two differ by {points}: chance is not ruled out.")
+    if saving.exceeds:
+        some = f"{saving.censored} of {plural(saving.rounds, 'round')}"
+        said.append(
+            f"Random never went above {percent(saving.accuracy)}, so {some} only bound what "
+            f"{saving.strategy} saves."
+        )
+    return " ".join(said)
 
 
 def _labels(report: Report) -> Tile:
@@ -117,9 +124,9 @@ def _saving(report: Report, saving: Saving | None) -> Tile:
     name = "Saved against random"
     if saving is None:
         return Tile(name=name, value="–", note=f"svp simulate {report.study} measures it")
-    note = f"{saving.strategy} at {plural(saving.labels, 'label')}, simulated"
-    if saving.bound != "measured":
-        note += "; censored at random's range"
+    note = f"by {saving.strategy}, to reach {percent(saving.accuracy)}, simulated"
+    if saving.censored:
+        note += f"; {saving.censored} of {plural(saving.rounds, 'round')} censored"
     return Tile(name=name, value=signed_saving(saving), note=note)
 
 
@@ -129,4 +136,4 @@ def _compute(report: Report) -> Tile:
         return Tile(name=name, value="–", note="nothing has run yet")
     total = sum(stage.seconds for stage in report.stages)
     longest = max(report.stages, key=lambda stage: stage.seconds)
-    return Tile(name=name, value=duration(total), note=f"wall time; most of it {longest.name}")
+    return Tile(name=name, value=duration(total), note=f"wall time; longest: {longest.name}")

@@ -17,7 +17,7 @@ from markupsafe import Markup
 from svp.report import bars, quantity
 from svp.report.comparison import ChartPair, chart_pair, view_comparison
 from svp.report.content import Curve, CurvePoint, Gallery, GalleryItem, Report
-from svp.report.headline import best_saving, headline
+from svp.report.headline import headline, quoted_saving
 
 # Limits of the page's size, whatever it is given.
 MAX_ITEMS: Final = 200
@@ -59,7 +59,7 @@ def render(report: Report) -> str:
         headline=headline(report),
         progress=_progress(report),
         comparisons=[
-            view_comparison(comparison, f"c{place}", best_saving(report))
+            view_comparison(comparison, f"c{place}", quoted_saving(report))
             for place, comparison in enumerate(report.comparisons)
         ],
         **_balance(report),

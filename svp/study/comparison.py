@@ -9,18 +9,12 @@ from typing import Any, Final
 
 from svp.errors import InputError
 from svp.metrics import RandomCurve, mean_saving, mean_sd
-from svp.report.content import Bound, Comparison, Curve, CurvePoint, Saving
+from svp.report.content import Comparison, Curve, CurvePoint, Saving
 from svp.report.quantity import plural
 
 RANDOM: Final = "random"
 # Accuracy by (strategy, proxy), then by seed, then by number of labels.
 Runs = Mapping[tuple[str, str], Mapping[int, Mapping[int, float]]]
-
-_BOUNDS: Final[Mapping[str | None, Bound]] = {
-    None: "measured",
-    "right": "at least",
-    "left": "at most",
-}
 
 
 def read_comparisons(folder: Path) -> tuple[Comparison, ...]:
@@ -59,7 +53,7 @@ def _comparison(folder: Path, summary: Mapping[str, Any]) -> Comparison:
         for (strategy, proxy), own in points.items()
     )
     savings = [
-        _saving(own, totals[key], spreads.get(key))
+        _saving(own, points[RANDOM, key[1]], totals[key], spreads.get(key))
         for key, own in points.items()
         if key[0] != RANDOM
     ]
@@ -87,23 +81,39 @@ def _setting(summary: Mapping[str, Any]) -> str:
 
 
 def _saving(
-    points: Sequence[Mapping[str, Any]], total: Mapping[str, Any], spread: float | None
+    points: Sequence[Mapping[str, Any]],
+    random: Sequence[Mapping[str, Any]],
+    total: Mapping[str, Any],
+    spread: float | None,
 ) -> Saving:
+    best, best_random = (max(p["mean"]["test_acc"] for p in own) for own in (points, random))
+    target = min(best, best_random)
+    labels, early = _curve(points).labels_for(target)
+    random_labels, random_early = _curve(random).labels_for(target)
     last = points[-1]
     return Saving(
         strategy=last["strategy"],
         proxy=last["proxy"],
-        labels=last["num_labeled"],
-        accuracy=last["mean"]["test_acc"],
-        random_labels=last["saving"]["random_labels"],
-        bound=_BOUNDS[last["saving"]["censored"]],
+        accuracy=target,
+        labels=labels,
+        random_labels=random_labels,
+        bound="at least" if early else "at most" if random_early else "measured",
+        exceeds=best > best_random,
         mean_ratio=total["saving"],
         sd_ratio=spread,
         mean_measured=total["saving_uncensored"],
         rounds=len(points) - 1,
         censored=total["censored"],
+        final_accuracy=last["mean"]["test_acc"],
         gain=last["gain"]["mean"],
         gain_half_width=last["gain"]["half_width"],
+    )
+
+
+def _curve(points: Sequence[Mapping[str, Any]]) -> RandomCurve:
+    """Return a mean curve as a function from accuracy to labels, random's or another's."""
+    return RandomCurve(
+        [point["num_labeled"] for point in points], [point["mean"]["test_acc"] for point in points]
     )
 
 

@@ -33,6 +33,15 @@ from svp.study.tables import to_table
 if TYPE_CHECKING:
     from svp.data import Source
 
+# Stages of a round in the order they run, as the page names them.
+_STAGES: Final = {
+    "scan": "scan images",
+    "read": "read embeddings",
+    "proxy": "train proxies",
+    "select": "select",
+    "evaluate": "evaluate proxies",
+    "write": "write rounds",
+}
 _SPLITS: Final = {"val": "validation", "test": "test"}
 
 
@@ -81,6 +90,7 @@ def gather_report(study: Study, *, generated: str = "", progress: Progress | Non
         name=study.config.name,
         generated=_moment(generated),
         study=str(study.path),
+        strategy=study.config.strategy.name,
         pool_size=_pool_size(embedded, done),
         labels=len(labels),
         comparisons=read_comparisons(study.simulation_dir),
@@ -236,7 +246,8 @@ def _stages(
         for name, seconds in one.receipt.get("timings_s", {}).items():
             rounds[name] = rounds.get(name, 0.0) + float(seconds)
     note = plural(len(done), "round")
-    stages += [Stage(name=f"select: {name}", seconds=s, note=note) for name, s in rounds.items()]
+    order = [*(name for name in _STAGES if name in rounds), *sorted(rounds.keys() - _STAGES.keys())]
+    stages += [Stage(name=_STAGES.get(n, n), seconds=rounds[n], note=note) for n in order]
     for name, seconds in metrics.get("seconds", {}).items():
         steps = plural(int(metrics["steps"]), "step") if name == "train" else ""
         stages.append(Stage(name=f"fine-tune: {name}", seconds=float(seconds), note=steps))

@@ -29,7 +29,7 @@ from svp.report import (
 )
 from svp.report.bars import balance_bars, confused_pairs, cut, imbalance, recall_bars
 from svp.report.chart import emphasise, label_axis, line_chart, nice_step, share_axis, spread_labels
-from svp.report.headline import best_saving, headline
+from svp.report.headline import headline, quoted_saving
 from svp.report.page import MAX_ITEMS, MAX_THUMBNAIL_BYTES, limit_gallery, shared_reason
 from svp.report.quantity import duration, number, percent, plural, significant
 
@@ -110,14 +110,15 @@ def full_report():
                     Saving(
                         strategy="margin",
                         proxy="linear",
-                        labels=200,
-                        accuracy=0.8,
+                        accuracy=0.75,
+                        labels=175,
                         random_labels=300,
-                        bound="at least",
+                        exceeds=True,
                         mean_ratio=0.3,
                         sd_ratio=0.05,
                         rounds=2,
-                        censored=2,
+                        censored=1,
+                        final_accuracy=0.9,
                         gain=0.1,
                         gain_half_width=0.02,
                     ),
@@ -223,11 +224,13 @@ def test_every_picture_has_a_text_and_every_chart_a_description(page):
     assert "margin 90.0% at 300" in page
 
 
-def test_the_headline_states_the_bound(page):
-    assert "random labelling did not get there with 300" in page
-    assert "≥ 33%" in page
-    assert "censored" in page
-    assert "&gt; 300" in page
+def test_the_headline_states_the_censoring(page):
+    said = " ".join(" ".join(Page(page).text).split())
+    assert "margin (linear) reached 75.0% with 175 labels; random labelling needed 300" in said
+    assert "so 42% were saved" in said
+    assert "Random never went above 75.0%, so 1 of 2 rounds only bound what margin saves." in said
+    assert "simulated; 1 of 2 rounds censored" in said
+    assert "chance" not in said
 
 
 def test_strategies_that_read_labels_are_marked(page):
@@ -449,8 +452,8 @@ def test_long_tables_keep_both_ends():
 
 
 def saving(**changes):
-    base = {"strategy": "margin", "labels": 100, "accuracy": 0.9, "random_labels": 200.0}
-    return Saving(**(base | changes))
+    base = {"strategy": "margin", "labels": 100.0, "accuracy": 0.9, "random_labels": 200.0}
+    return Saving(**({"final_accuracy": 0.9} | base | changes))
 
 
 def with_savings(*savings, curves=()):
@@ -460,24 +463,39 @@ def with_savings(*savings, curves=()):
 @pytest.mark.parametrize(
     ("one", "sentence", "tile"),
     [
-        (saving(), "needs 200, so 50% are saved", "50%"),
-        (saving(bound="at least"), "did not get there with 200", "≥ 50%"),
-        (saving(random_labels=80.0), "It saves nothing", "−25%"),
-        (saving(random_labels=80.0, bound="at most"), "exceeds with 80", "≤ −25%"),
+        (saving(), "needed 200, so 50% were saved", "50%"),
+        (saving(bound="at least"), "so at least 50% were saved", "≥ 50%"),
+        (saving(random_labels=80.0), "needed 80. It saved nothing", "−25%"),
+        (saving(random_labels=80.0, bound="at most"), "was above that with its first", "≤ −25%"),
     ],
 )
 def test_the_headline_says_what_was_measured(one, sentence, tile):
     said = headline(with_savings(one))
     assert sentence in said.sentence
+    assert said.caveat == ""
     assert said.tiles[2].value == tile
-    assert ("censored" in said.tiles[2].note) == (one.bound != "measured")
+
+
+def test_chance_is_named_where_it_is_not_ruled_out():
+    said = headline(with_savings(saving(gain=0.02, gain_half_width=0.05)))
+    assert said.caveat == "At the end the two differ by 2.0 ± 5.0 points: chance is not ruled out."
+    assert headline(with_savings(saving(gain=0.06, gain_half_width=0.05))).caveat == ""
+    assert "One seed" in headline(with_savings(saving(gain=0.06))).caveat
+
+
+def test_the_studys_own_strategy_is_quoted_even_where_another_saved_more():
+    own, other = saving(), saving(strategy="badge", random_labels=400.0)
+    report = with_savings(other, own)
+    assert quoted_saving(report) == other
+    assert quoted_saving(dataclasses.replace(report, strategy="margin")) == own
+    assert quoted_saving(Report(name="x", strategy="margin")) is None
 
 
 def test_a_strategy_that_peeks_is_not_quoted():
     peek, honest = saving(strategy="peek", random_labels=900.0), saving()
     curves = (curve("peek", (0.9,), reads_labels=True),)
-    assert best_saving(with_savings(peek, honest, curves=curves)) == honest
-    assert best_saving(with_savings(peek, curves=curves)) == peek
+    assert quoted_saving(with_savings(peek, honest, curves=curves)) == honest
+    assert quoted_saving(with_savings(peek, curves=curves)) == peek
 
 
 def test_the_target_model_outranks_the_proxy():

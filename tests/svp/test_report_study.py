@@ -173,8 +173,8 @@ def test_rounds_and_labels_are_gathered(study, tmp_path):
     assert report.balance.sources == ("imported", "round 0")
     assert report.balance.counts == ((1, 0), (1, 1))
     assert [(s.name, s.seconds) for s in report.stages] == [
-        ("select: select", 3.0),
-        ("select: proxy", 0.5),
+        ("train proxies", 0.5),
+        ("select", 3.0),
     ]
 
 
@@ -210,8 +210,12 @@ def test_a_simulation_becomes_curves_and_savings(study):
     assert by_name["margin"].points[2].mean == pytest.approx(0.70)
     assert by_name["margin"].points[2].sd == pytest.approx(0.02 * 2**0.5)
     peek, margin = comparison.savings
-    assert (peek.strategy, peek.bound, peek.random_labels) == ("peek", "at least", 30)
-    assert (margin.bound, margin.random_labels) == ("measured", pytest.approx(30))
+    # Random's best, 0.7, is reached by margin with all 30 labels and by the other with 20.
+    assert (peek.strategy, peek.labels, peek.random_labels) == ("peek", 20, 30)
+    assert (peek.accuracy, peek.bound, peek.exceeds) == (0.7, "measured", True)
+    assert (peek.final_accuracy, peek.censored) == (0.9, 1)
+    assert (margin.labels, margin.random_labels) == (pytest.approx(30), pytest.approx(30))
+    assert not margin.exceeds
     # 0.65 with 20 labels: random needs 25, so 0.2 are saved; at 30 nothing.
     assert margin.mean_ratio == pytest.approx(0.1)
     # Seed 0 ends at 0.68, random needs 28: 0.2 and -1/14; seed 1 ends beyond random: 0.2 and 0.
@@ -222,6 +226,14 @@ def test_a_simulation_becomes_curves_and_savings(study):
         "Known labels answered 2 rounds of 10 labels, with 2 seeds; "
         "tested on 50 items, the test split."
     )
+
+
+def test_a_strategy_that_falls_short_is_compared_where_it_got(study):
+    add_simulation(study, {"random": [(0.5, 0.6, 0.7)], "margin": [(0.5, 0.55, 0.6)]})
+    (margin,) = gather_report(study).comparisons[0].savings
+    assert (margin.accuracy, margin.labels, margin.random_labels) == (0.6, 30, 20)
+    assert margin.ratio == pytest.approx(-0.5)
+    assert "It saved nothing" in write_report(study).read_text(encoding="utf-8")
 
 
 def test_one_seed_has_no_deviation(study):
