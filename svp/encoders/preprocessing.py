@@ -2,9 +2,9 @@
 
 Resizing and cropping stay in bytes, by Pillow with antialiasing: exactly the path that open_clip's
 and timm's own evaluation transforms take for Pillow images, so the result equals theirs bit for
-bit. A pipeline that resizes float tensors instead rounds later and differs by less than half a
-grey level (0.5 / 255) per pixel before normalisation. Bytes are a quarter of the traffic of
-float32, and normalisation then runs on the device.
+bit. A pipeline that resizes float tensors instead never rounds; against it Pillow's two rounded
+passes differ by 0.3 grey levels (of 255) on average and 1.3 at most, as measured. Bytes are a
+quarter of the traffic of float32, and normalisation then runs on the device.
 
 Shapes: S = side of the output square.
 """
