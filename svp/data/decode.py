@@ -1,9 +1,10 @@
 """From encoded bytes to one RGB image, by one policy that encoders put into their identity.
 
 The policy: the first frame, fully decoded, turned upright by its EXIF orientation; transparency
-composited on white; 16-bit grey divided by 257 and rounded; 32-bit integers read on the 16-bit
-scale and floats on [0, 1], refused outside; CMYK by Pillow's formula, with the inverted inks of
-JPEG; colour profiles ignored. The format follows from the bytes, never from the name.
+composited on white; 16-bit grey divided by 257 and rounded, 16-bit colour cut to its high byte;
+32-bit integers read on the 16-bit scale and floats on [0, 1], refused outside; CMYK by Pillow's
+formula, with the inverted inks of JPEG; colour profiles ignored. The format follows from the
+bytes, never from the name.
 """
 
 import io

@@ -1,7 +1,9 @@
 """What a name inside a source means: is it an image, is it safe, what label and split it says."""
 
+import dataclasses
+import itertools
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Final
 
 IMAGE_SUFFIXES: Final = (
@@ -79,34 +81,61 @@ def canonical_split(name: str) -> str:
     return _SPLITS.get(name.lower(), name)
 
 
-def split_folders(names: Iterable[str]) -> frozenset[str]:
-    """Return the top-level folders of `names` that are splits rather than classes.
+@dataclasses.dataclass(frozen=True, slots=True)
+class FolderNaming:
+    """How the folders of one source say label and split.
 
-    A folder called train, val, valid or test is a split, except where it can only be a class:
-    its images lie directly in it, beside folders with other names (the class `train` of a
-    vehicle data set).
+    Attributes:
+        skipped: Leading folders that wrap everything and say nothing, as archives often have.
+        splits: Folders behind them that are splits rather than classes.
     """
-    tops: set[str] = set()
-    deep: set[str] = set()
-    for name in names:
-        top, slash, rest = name.partition("/")
-        if slash:
-            tops.add(top)
-            if top not in deep and "/" in rest:
-                deep.add(top)
-    candidates = {top for top in tops if top.lower() in _SPLITS}
-    return frozenset(candidates if candidates == tops else candidates & deep)
+
+    skipped: int
+    splits: frozenset[str]
+
+    @classmethod
+    def of(cls, names: Sequence[str]) -> "FolderNaming":
+        """Recognise the naming of `names`.
+
+        A folder called train, val, valid or test is a split, except where it can only be a
+        class: its images lie directly in it, beside folders with other names (the class `train`
+        of a vehicle data set).
+        """
+        skipped = _wrappers(names)
+        tops: set[str] = set()
+        deep: set[str] = set()
+        for name in names:
+            folders = name.split("/")[skipped:-1]
+            if folders:
+                tops.add(folders[0])
+            if len(folders) > 1:
+                deep.add(folders[0])
+        candidates = {top for top in tops if top.lower() in _SPLITS}
+        return cls(skipped, frozenset(candidates if candidates == tops else candidates & deep))
+
+    def label_and_split(self, name: str) -> tuple[str | None, str | None]:
+        """Return label and split of the item `name`, each None where its folders say nothing."""
+        folders = name.split("/")[self.skipped : -1]
+        if not folders:
+            return None, None
+        if folders[0] in self.splits:
+            return (folders[1] if len(folders) > 1 else None), canonical_split(folders[0])
+        return folders[0], None
 
 
-def label_and_split(name: str, splits: frozenset[str]) -> tuple[str | None, str | None]:
-    """Return (label, split) that the folders of `name` say, given `split_folders`."""
-    folders = name.split("/")[:-1]
-    if not folders:
-        return None, None
-    if folders[0] in splits:
-        split = canonical_split(folders[0])
-        return (folders[1] if len(folders) > 1 else None), split
-    return folders[0], None
+def _wrappers(names: Sequence[str]) -> int:
+    """Return how many leading folders every name shares before its class or split folder."""
+    if not names:
+        return 0
+    # What the first and the last in order share, all share.
+    first, last = (name.split("/")[:-1] for name in (min(names), max(names)))
+    pairs = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(first, last, strict=False))
+    shared = [folder for folder, _ in pairs]
+    depth = len(shared)
+    if any(name.count("/") == depth for name in names):
+        depth -= 1  # images lie directly in the innermost: it is their class
+    splits = (at for at, folder in enumerate(shared) if folder.lower() in _SPLITS)
+    return max(0, min(depth, next(splits, depth)))
 
 
 def examples(names: Sequence[str], limit: int = 3) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Final
 
 from svp.data.failure import MAX_BYTES, ScanFailure, failure_of
-from svp.data.item_name import label_and_split, split_folders
+from svp.data.item_name import FolderNaming
 
 # Asking a network file system for one file's size takes long; threads overlap the waiting.
 _STAT_BATCH: Final = 1024
@@ -69,10 +69,10 @@ def too_large(size: int) -> str | None:
 def with_folder_labels(entries: Iterable[Entry]) -> list[Entry]:
     """Return `entries` with the labels and splits that the folders in their ids say."""
     listed = list(entries)
-    splits = split_folders(entry.id for entry in listed)
+    naming = FolderNaming.of([entry.id for entry in listed])
     labelled = []
     for entry in listed:
-        label, split = label_and_split(entry.id, splits)
+        label, split = naming.label_and_split(entry.id)
         labelled.append(
             Entry(entry.id, entry.uri, entry.key, entry.changed_ns, label, split, entry.group)
         )

@@ -93,6 +93,24 @@ def test_a_split_beside_other_folders(tmp_path):
     assert columns(open_source(tmp_path).scan())["train/cat/1.png"] == ("cat", "train")
 
 
+@pytest.mark.parametrize(
+    ("names", "meanings"),
+    [
+        (["data/cat/1.png", "data/dog/2.png"], [("cat", None), ("dog", None)]),
+        (["a/b/train/cat/1.png", "a/b/test/dog/2.png"], [("dog", "test"), ("cat", "train")]),
+        (["data/cat/1.png", "data/cat/2.png"], [("cat", None), ("cat", None)]),
+        (["cat/1.png", "cat/deep/2.png"], [("cat", None), ("cat", None)]),
+        (["train/cat/1.png", "train/cat/2.png"], [("cat", "train"), ("cat", "train")]),
+        (["data/test/1.png", "data/train/2.png"], [(None, "test"), (None, "train")]),
+        (["data/1.png", "data/2.png"], [("data", None), ("data", None)]),
+        (["data/cat/1.png", "data/cats/2.png"], [("cat", None), ("cats", None)]),
+    ],
+)
+def test_folders_that_wrap_everything_are_no_labels(tmp_path, names, meanings):
+    plant(tmp_path, names)
+    assert list(columns(open_source(tmp_path).scan()).values()) == meanings
+
+
 def test_flat_folders_have_no_labels(tmp_path):
     plant(tmp_path, ["b.png", "a.png"])
     pool = open_source(tmp_path).scan().pool
