@@ -15,6 +15,10 @@ import numpy.typing as npt
 
 from svp.errors import InputError
 
+# Means of the same counts summed in another order differ in their last bits; shares of fewer than
+# a thousand million items that really differ, differ by more.
+_SAME: Final = 1e-9
+
 IntArray = npt.NDArray[np.int64]
 FloatArray = npt.NDArray[np.float64]
 
@@ -186,12 +190,12 @@ class RandomCurve:
 
     def labels_for(self, target: float) -> tuple[float, str | None]:
         """Return (N2, censoring) for an accuracy; see `Saving`."""
-        if target > self._best_R[-1]:
+        if target > self._best_R[-1] + _SAME:
             return float(self._size_R[-1]), "right"
-        if target < self._best_R[0]:
+        if target < self._best_R[0] - _SAME:
             return float(self._size_R[0]), "left"
-        reached = int(np.searchsorted(self._best_R, target, side="left"))
-        if self._best_R[reached] == target:
+        reached = int(np.searchsorted(self._best_R, target - _SAME, side="left"))
+        if self._best_R[reached] <= target + _SAME:
             return float(self._size_R[reached]), None
         low, high = self._best_R[reached - 1], self._best_R[reached]
         start, stop = self._size_R[reached - 1], self._size_R[reached]
@@ -248,8 +252,8 @@ class Paired:
         sd: Sample standard deviation of the differences; NaN for one seed.
         half_width: Half the 95% interval of the mean, t * sd / sqrt(S); NaN for one seed.
         significant: Whether the interval leaves out 0; False where it cannot be said.
-        constant: Whether all differences are the same number other than 0, so that a test of
-            one decimal digit more might judge otherwise.
+        constant: Whether all differences are the same number other than 0: significant by the
+            letter of the test, but on a variance that was not seen.
     """
 
     mean: float
@@ -264,6 +268,7 @@ def paired_difference(a_S: Sequence[float], b_S: Sequence[float]) -> Paired:
     if len(a_S) != len(b_S) or not len(a_S):
         raise InputError(f"Runs must be paired by seed. Got {len(a_S)} and {len(b_S)}.")
     difference_S = np.asarray(a_S, dtype=np.float64) - np.asarray(b_S, dtype=np.float64)
+    difference_S = np.round(difference_S, 12)  # equal differences of counts are equal
     mean, sd = mean_sd(difference_S.tolist())
     half = _critical_t(len(difference_S)) * sd / math.sqrt(len(difference_S))
     return Paired(
@@ -286,7 +291,9 @@ def _critical_t(runs: int) -> float:
 
 
 def penalty_matrix(runs: Mapping[str, npt.ArrayLike]) -> tuple[tuple[str, ...], FloatArray]:
-    """Count how often each strategy is significantly worse (Ash et al. 2020, appendix).
+    """Count how often each strategy is significantly worse.
+
+    Source: Ash et al. 2020 (BADGE), as used by Beck et al. 2021 (DISTIL), appendix G.
 
     Args:
         runs: Per strategy an array (S seeds, R rounds), seeds in the same order everywhere.

@@ -20,7 +20,7 @@ from svp.metrics import accuracy, balanced_accuracy, imbalance, macro_f1, pool_a
 from svp.progress import Progress
 from svp.seed import derive_seed, numpy_generator
 from svp.study.curves import Cell
-from svp.study.features import Features, read_features, split_rows
+from svp.study.features import Features, place, read_features, split_rows
 from svp.study.learner import Learner, codes, fit_learner, predict
 from svp.study.options import build_named_strategy
 from svp.study.study import Study
@@ -147,7 +147,7 @@ def prepare(study: Study, config: SimulationConfig, device: str, progress: Progr
             f"A simulation must have labels of at least two classes. Got only {classes[0]}. "
             "Check the source's labels."
         )
-    x_Md = features.x_Md.to(device)
+    x_Md = place(features.x_Md, device)
     truth = [[pool.ids[row], labels[row]] for side in ("train", "test") for row in sides[side]]
     return Stage(
         ids=features.ids,
@@ -155,7 +155,7 @@ def prepare(study: Study, config: SimulationConfig, device: str, progress: Progr
         x_Md=x_Md,
         y_M=codes(names_M, classes),
         keys_M=features.keys(),
-        x_Td=test.x_Md.to(device),
+        x_Td=place(test.x_Md, device),
         y_T=codes(names_T, classes),
         standardiser=Standardiser.fit(x_Md),
         evaluation={

@@ -15,7 +15,7 @@ import numpy.typing as npt
 from svp.errors import InputError
 from svp.seed import derive_seed
 from svp.study.config import StudyConfig
-from svp.study.features import read_features, split_rows
+from svp.study.features import place, read_features, split_rows
 from svp.study.learner import Learner, codes, fit_learner, predict, score
 from svp.study.options import (
     build_named_strategy,
@@ -190,6 +190,7 @@ def choose(
     from svp.strategies.catalog import run_strategy
 
     features = read_features(study, study.open_store(), pool, encoder_id, split_rows(pool)["train"])
+    x_Md = place(features.x_Md, device)
     clock.lap("read")
     labelled_L = _rows(features, labels)
     taken = {*labels, *pending}
@@ -211,17 +212,17 @@ def choose(
         strategy, name, params = plan.first_strategy, plan.first, {}
     seed = derive_seed(plan.seed, "round", plan.number)
     learner = fit_learner(
-        features.x_Md,
+        x_Md,
         labelled_L,
         names_L,
         plan.proxy_config,
-        standardiser=Standardiser.fit(features.x_Md),
+        standardiser=Standardiser.fit(x_Md),
         seed=derive_seed(seed, "proxy"),
         device=device,
     )
     clock.lap("proxy")
     view = PoolView(
-        embeddings_Nd=features.x_Md,
+        embeddings_Nd=x_Md,
         keys_N=features.keys(),
         unlabelled_U=candidates_U,
         labelled_L=labelled_L,
@@ -298,15 +299,15 @@ def _picks(
     predicted = None
     if learner.proxy is not None:
         predicted = predict(learner, features.x_Md[torch.from_numpy(selection.rows_b)], device)
-    for place, (row, utility) in enumerate(
+    for index, (row, utility) in enumerate(
         zip(selection.rows_b.tolist(), selection.utility_b.tolist(), strict=True)
     ):
         yield Pick(
-            rank=place + 1,
+            rank=index + 1,
             id=features.ids[row],
             uri=features.uris[row],
             utility=utility,
             reason=selection.reason.replace("{utility}", f"{utility:.4g}"),
-            predicted=learner.classes[predicted.class_M[place]] if predicted else None,
-            confidence=float(predicted.confidence_M[place]) if predicted else None,
+            predicted=learner.classes[predicted.class_M[index]] if predicted else None,
+            confidence=float(predicted.confidence_M[index]) if predicted else None,
         )

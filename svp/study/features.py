@@ -97,3 +97,18 @@ def read_features(
         x_Md=torch.from_numpy(np.ascontiguousarray(x_Md)),
         dropped=len(part) - len(kept_M),
     )
+
+
+def place(x_Md: "torch.Tensor", device: str) -> "torch.Tensor":
+    """Return embeddings on `device` if they take less than half of its free memory.
+
+    Strategies read the pool again and again; left on the CPU it travels tile by tile each time,
+    which is slower but never fails.
+    """
+    import torch
+
+    target = torch.device(device)
+    if target.type != "cuda":
+        return x_Md
+    free, _ = torch.cuda.mem_get_info(target)
+    return x_Md.to(target) if x_Md.nbytes < free / 2 else x_Md

@@ -95,6 +95,8 @@ def fit_learner(
         seed=seed,
         device=torch.device(device),
     )
+    if torch.device(device).type == "cuda":
+        torch.cuda.synchronize(device)  # kernels run on after the call: time what was done
     return Learner(classes=classes, proxy=proxy, train_s=time.monotonic() - start)
 
 

@@ -117,6 +117,13 @@ def test_saving_is_asymmetric():
     assert WORKED.saving(100, 60.0).ratio == 0.5  # half of them
 
 
+def test_rounding_noise_is_no_censoring():
+    curve = RandomCurve((100, 200), (0.1 + 0.2, 0.9))
+    assert curve.labels_for(0.3) == (100.0, None)
+    assert curve.labels_for(np.nextafter(0.9, 1)) == (200.0, None)
+    assert paired_difference([0.3, 0.4], [0.2, 0.3]).constant
+
+
 def test_plateaus_and_dips_of_random():
     flat = RandomCurve((100, 200, 300), (50.0, 60.0, 60.0))
     assert flat.labels_for(60.0) == (200.0, None)
