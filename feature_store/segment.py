@@ -276,7 +276,13 @@ class SegmentWriter:
     def _clean_up(self) -> None:
         for key in self._records():
             self._storage.delete(key)
-        for prefix in (self._prefix, f"{self._prefix}/embeddings", f"{self._prefix}/digests"):
+        for prefix in (
+            self._manifest_key,
+            f"{self._prefix}/",
+            f"{self._prefix}/embeddings/",
+            f"{self._prefix}/digests/",
+            f"{self._failures_prefix}/{self.segment_id}.",
+        ):
             self._storage.tidy(prefix)
 
     def _chunk_key(self, index: int) -> str:

@@ -49,7 +49,10 @@ class Storage(Protocol):
         """Delete an object; nothing happens if there is none."""
 
     def tidy(self, prefix: str) -> None:
-        """Remove what interrupted writers left directly under a prefix."""
+        """Remove what interrupted writers left of objects whose key starts with `prefix`.
+
+        What a living writer has not finished is lost, too: only for objects that are published.
+        """
 
     def local_path(self, key: str) -> Path | None:
         """Return the file that holds the object, None where there are no files."""
@@ -115,7 +118,8 @@ class LocalStorage:
 
     def tidy(self, prefix: str) -> None:
         """Remove temporary files of killed writers from one directory."""
-        for path in self._file(prefix).glob(f".*{atomic.TEMPORARY_SUFFIX}"):
+        directory, _, start = prefix.rpartition("/")
+        for path in self._file(directory).glob(f".{start}*{atomic.TEMPORARY_SUFFIX}"):
             path.unlink(missing_ok=True)
 
     def local_path(self, key: str) -> Path | None:

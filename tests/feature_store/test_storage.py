@@ -130,7 +130,10 @@ def test_storage_without_hard_links_is_refused_at_the_first_write(tmp_path, monk
 def test_debris_is_neither_listed_nor_kept(tmp_path):
     storage = LocalStorage(tmp_path)
     storage.create("a/b", b"1")
-    (tmp_path / "a" / ".b.123.tmp").write_bytes(b"half")
+    for name in (".b.123.tmp", ".c.123.tmp"):
+        (tmp_path / "a" / name).write_bytes(b"half")
     assert storage.list("a") == [Entry("b", 1)]
-    storage.tidy("a")
+    storage.tidy("a/b")  # the other one may be in use
+    assert sorted(path.name for path in (tmp_path / "a").iterdir()) == [".c.123.tmp", "b"]
+    storage.tidy("a/")
     assert [path.name for path in (tmp_path / "a").iterdir()] == ["b"]

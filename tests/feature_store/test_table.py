@@ -159,7 +159,7 @@ def test_failed_items_are_recorded_and_never_returned(table, samples):
     assert table.failures() == bad
     assert len(table.missing(digests)) == 0
     assert table.missing(digests, retry=True).tolist() == [0, 17, 18, 99]
-    with pytest.raises(MissingRowsError, match="4 of which failed before.*--retry") as info:
+    with pytest.raises(MissingRowsError, match=r"4 of which failed before.*--retry") as info:
         table.read(digests)
     assert info.value.missing == 4
     kept = np.delete(digests, [0, 17, 18, 99], axis=0)
