@@ -152,7 +152,11 @@ class Study:
 
     def located(self, text: str) -> str:
         """Return a path of the study file as the working directory sees it; URLs unchanged."""
-        return text if _is_url(text) else str(self.path / Path(text).expanduser())
+        if _is_url(text):
+            return text
+        path = Path(text).expanduser()
+        # Resolved, so that studies beside each other name their shared images alike.
+        return str(path if path.is_absolute() else (self.path / path).resolve())
 
     @property
     def store_url(self) -> str:
