@@ -7,6 +7,7 @@ import numpy as np
 from feature_store import layout
 from feature_store.plan import SegmentPlan
 from feature_store.reader import SegmentReader
+from feature_store.runs import Runs
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,9 +52,8 @@ def _contradictions(reader: SegmentReader) -> list[Problem]:
     for chunk, stored in zip(
         layout.chunks(manifest.rows, manifest.chunk_rows), manifest.embeddings, strict=False
     ):
-        rows = np.arange(chunk.start, chunk.stop)
         x_Bd = np.empty((len(chunk), manifest.dim), reader.dtype)
-        reader.read(rows, rows - chunk.start, x_Bd)
+        reader.read(Runs.of(np.arange(chunk.start, chunk.stop)), x_Bd)
         if not np.array_equal(np.isnan(x_Bd).any(axis=1), failed[chunk.start : chunk.stop]):
             what = f"Rows of {stored.key} must be NaN exactly where items failed. Got others."
             problems.append(Problem(manifest.id, stored.key, what))

@@ -4,10 +4,17 @@ Shapes: R = indexed rows, N = asked digests. The first eight bytes of a SHA-256 
 the full 32 bytes decide, so equal prefixes are never confused.
 """
 
+from typing import Final
+
 import numpy as np
 from numpy.typing import NDArray
 
 from feature_store.layout import DIGEST_BYTES
+from feature_store.runs import Runs
+
+_BLOCK_ROWS: Final = 2**13  # compared together: a quarter of a megabyte a side stays in cache
+_SHORT_RUN: Final = 1024  # mean length below which searching beats comparing
+_TRIED_RUNS: Final = 8  # before that mean is looked at
 
 
 def check_digests(digests: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -48,14 +55,54 @@ class DigestIndex:
 
     def __init__(self, digests: NDArray[np.uint8]) -> None:
         self._words_R4 = check_digests(digests).view(np.uint64)
-        rows = np.flatnonzero(self._words_R4.any(axis=1))
-        prefixes = self._words_R4[rows, 0]
-        order = np.argsort(prefixes, kind="stable")
-        self._rows = rows[order]
+        prefixes = self._words_R4[:, 0]
+        rows = np.flatnonzero(prefixes)
+        if len(rows) < len(prefixes):
+            rows = np.flatnonzero(self._words_R4.any(axis=1))
+            prefixes = prefixes[rows]
+        order = np.argsort(prefixes)
         self._prefixes = prefixes[order]
+        self._distinct = not (self._prefixes[1:] == self._prefixes[:-1]).any()
+        if not self._distinct:
+            # Only now the order among equal ones matters, and the slower stable sort is needed.
+            order = np.argsort(prefixes, kind="stable")
+            self._prefixes = prefixes[order]
+        self._rows = rows[order]
 
     def __len__(self) -> int:
         return len(self._rows)
+
+    def runs(self, digests: NDArray[np.uint8]) -> Runs | None:
+        """Return the same rows as `find` as runs, None if any digest has none."""
+        runs = self._long_runs(digests)
+        if runs is not None:
+            return runs
+        found = self.find(digests)
+        return None if (found < 0).any() else Runs.of(found)
+
+    def _long_runs(self, digests: NDArray[np.uint8]) -> Runs | None:
+        """Find rows by comparing stretches; None where searching each row is the better way.
+
+        Reading all in stored order is the most frequent question, and comparing 32 bytes a row is
+        10 times faster than a million binary searches.
+        """
+        words_N4 = check_digests(digests).view(np.uint64)
+        # Of equal digests the first row counts, and zero rows never do: left to the search.
+        if not self._distinct or not words_N4[:, 0].all():
+            return None
+        starts: list[tuple[int, int, int]] = []
+        position = 0
+        while position < len(words_N4):
+            if position < _SHORT_RUN * (len(starts) - _TRIED_RUNS):
+                return None
+            row = int(self.find(digests[position : position + 1])[0])
+            if row < 0:
+                return None
+            length = _common_length(self._words_R4[row:], words_N4[position:])
+            starts.append((row, position, length))
+            position += length
+        columns = np.asarray(starts, np.int64).reshape(-1, 3).T
+        return Runs(columns[0], columns[1], columns[2])
 
     def find(self, digests: NDArray[np.uint8]) -> NDArray[np.int64]:
         """Return the row (N,) of each digest, -1 where there is none."""
@@ -74,3 +121,14 @@ class DigestIndex:
             found[asked[hit]] = rows[hit]
             asked, at = asked[~hit], at[~hit] + 1
         return found
+
+
+def _common_length(one: NDArray[np.uint64], other: NDArray[np.uint64]) -> int:
+    """Return how many rows two (., 4) arrays have in common at their start."""
+    most = min(len(one), len(other))
+    for start in range(0, most, _BLOCK_ROWS):
+        stop = min(start + _BLOCK_ROWS, most)
+        equal = one[start:stop] == other[start:stop]
+        if not equal.all():
+            return start + int(np.argmin(equal.all(axis=1)))
+    return most

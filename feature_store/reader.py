@@ -4,7 +4,7 @@ Segments with exactly our codecs are read directly: chunk files straight into th
 checked block by block while a block is still in cache (0.96 of `np.load`, against 0.73 when the
 whole chunk is checked after reading it). Anything else goes through zarr-python.
 
-Shapes: K = rows asked of this segment, d = dim.
+Shapes: N = rows of the array that is filled, d = dim.
 """
 
 import functools
@@ -25,6 +25,7 @@ from feature_store import layout
 from feature_store.errors import CorruptChunkError
 from feature_store.layout import CHECKSUM_BYTES, DIGEST_BYTES
 from feature_store.manifest import SegmentManifest, StoredObject
+from feature_store.runs import Runs
 from feature_store.storage import Storage
 
 THREADS: Final = 2
@@ -90,65 +91,47 @@ class SegmentReader:
             self._check_all()
             digests = np.asarray(self._zarr("digests")[:], np.uint8)
         else:
-            parts = [self._checked(stored)[:-CHECKSUM_BYTES] for stored in self.manifest.digests]
+            parts = [self._payload(stored) for stored in self.manifest.digests]
             flat = np.frombuffer(b"".join(parts), np.uint8)
             digests = flat.reshape(-1, DIGEST_BYTES)[: self.manifest.rows]
         if len(digests) != self.manifest.rows:
             raise self._damaged("digests", f"{len(digests)} rows")
         return digests
 
-    def read(
-        self,
-        rows: NDArray[np.int64],
-        positions: NDArray[np.int64],
-        out: NDArray[Any],
-        *,
-        verify: bool = True,
-    ) -> None:
+    def read(self, runs: Runs, out: NDArray[Any], *, verify: bool = True) -> None:
         """Copy rows of this segment into rows of `out`.
 
         Args:
-            rows: Rows of the segment, (K,).
-            positions: Rows of `out` that receive them, (K,).
+            runs: Rows of the segment, and the rows of `out` that receive them.
             out: (N, d) C-contiguous array of this segment's dtype.
             verify: Check every chunk that is touched; scattered reads check a chunk once.
 
         Raises:
             CorruptChunkError: If a chunk is missing, short or differs from the manifest.
         """
-        if len(rows) == 0:
+        if len(runs) == 0:
             return
-        chunk_rows = self.manifest.chunk_rows
-        chunk_of = rows // chunk_rows
-        breaks = np.flatnonzero(
-            (np.diff(rows) != 1) | (np.diff(positions) != 1) | (np.diff(chunk_of) != 0)
-        )
-        starts = np.concatenate(([0], breaks + 1))
-        lengths = np.diff(np.append(starts, len(rows)))
+        rows, chunk_rows = self.manifest.rows, self.manifest.chunk_rows
+        starts = np.arange(0, rows, chunk_rows)
+        pieces, chunk_of = runs.cut(starts)
         # A run of at least half a chunk is read as a slice: checking it costs at most double.
-        sliced = 2 * lengths >= np.minimum(
-            chunk_rows, self.manifest.rows - chunk_of[starts] * chunk_rows
-        )
-        direct = self.is_direct
+        sliced = 2 * pieces.length >= np.minimum(chunk_rows, rows - starts[chunk_of])
+        direct = self.is_direct and self._stored_dtype == self.dtype
 
-        def read_slice(run: tuple[int, int]) -> None:
-            start, length = run
-            row, position = int(rows[start]), int(positions[start])
-            index = row // chunk_rows
-            target = out[position : position + length]
+        def read_slice(piece: tuple[int, int, int, int]) -> None:
+            row, position, length, index = piece
             lower = row - index * chunk_rows
-            if not direct or self._path(index) is None or self._stored_dtype != self.dtype:
-                target[...] = self._chunk(index, verify=verify)[lower : lower + length]
-            else:
+            target = out[position : position + length]
+            if direct and self._path(index) is not None:
                 self._read_into(index, lower, target, verify=verify)
+            else:
+                target[...] = self._chunk(index, verify=verify)[lower : lower + length]
 
-        _each(
-            read_slice,
-            list(zip(starts[sliced].tolist(), lengths[sliced].tolist(), strict=True)),
-        )
-        rest = np.repeat(~sliced, lengths)
-        if rest.any():
-            self._gather(rows[rest], positions[rest], out, verify=verify)
+        columns = (pieces.row, pieces.position, pieces.length, chunk_of)
+        _each(read_slice, zip(*(column[sliced].tolist() for column in columns), strict=True))
+        if not sliced.all():
+            rest = pieces[~sliced]
+            self._gather(rest.rows(), rest.positions(), out, verify=verify)
 
     def problems(self) -> list[CorruptChunkError]:
         """Check every stored byte of the segment and return what is wrong."""
@@ -307,6 +290,15 @@ class SegmentReader:
         if hashlib.sha256(data).hexdigest() != stored.sha256:
             raise self._damaged(stored.key, "another digest")
         return data
+
+    def _payload(self, stored: StoredObject) -> memoryview:
+        """Return the content of one of our chunks, checked the quick way."""
+        data = memoryview(self._sized(stored))
+        payload, trailer = data[:-CHECKSUM_BYTES], bytes(data[-CHECKSUM_BYTES:])
+        checksum = crc32c.crc32c(payload)
+        if checksum != stored.crc32c or trailer != checksum.to_bytes(CHECKSUM_BYTES, "little"):
+            raise self._damaged(stored.key, "another checksum")
+        return payload
 
     def _check_all(self) -> None:
         """Check all objects once: other codecs may spread a row over several of them."""

@@ -40,3 +40,19 @@ def test_wrong_arrays_are_refused():
             first_occurrences(wrong)
         with pytest.raises(ValueError, match=r"Pool\.digests"):
             DigestIndex(wrong)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 9_999), st.integers(1, 4_000)), max_size=6))
+def test_long_stretches_are_found_as_single_rows(stretches):
+    stored = np.random.default_rng(0).integers(0, 2**63, (10_000, 4), np.uint64)
+    stored[5_000] = 0
+    index = DigestIndex(stored.view(np.uint8))
+    asked = np.concatenate([np.zeros(0, np.int64), *(np.arange(a, a + b) for a, b in stretches)])
+    asked = asked[asked < 10_000]
+    runs = index.runs(stored[asked].view(np.uint8))
+    if 5_000 in asked:
+        assert runs is None
+    else:
+        np.testing.assert_array_equal(runs.rows(), asked)
+        np.testing.assert_array_equal(runs.positions(), np.arange(len(asked)))
