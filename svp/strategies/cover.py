@@ -22,7 +22,7 @@ from svp.strategies.base import Float64Array, Int64Array
 from svp.strategies.distance import exact_pairs, relative_error, square_distances
 from svp.strategies.points import Factors, Points, join
 
-_FRONTIER: Final = 4096
+FRONTIER: Final = 4096
 _CENTRE_ROWS: Final = 2048
 _PAIRS: Final = 16_384
 
@@ -44,7 +44,7 @@ class Cover:
     counters: dict[str, int]
 
 
-def k_center(points: Points, centres: Points, b: int) -> Cover:
+def k_center(points: Points, centres: Points, b: int, *, frontier: int = FRONTIER) -> Cover:
     """Choose `b` points by greedy k-center.
 
     Args:
@@ -52,8 +52,9 @@ def k_center(points: Points, centres: Points, b: int) -> Cover:
         centres: What is covered already. If empty, the first pick is the point nearest the mean
             of all points: an inexpensive stand-in for the 1-center.
         b: How many, in [1, n].
+        frontier: Points kept exact at first. Never changes what is chosen.
     """
-    return _KCenter(points, centres).run(b)
+    return _KCenter(points, centres).run(b, frontier)
 
 
 class _KCenter:
@@ -76,7 +77,7 @@ class _KCenter:
         for _, block in centres.blocks() if len(centres) else ():
             self._add_centre(block)
 
-    def run(self, b: int) -> Cover:
+    def run(self, b: int, size: int) -> Cover:
         places: list[int] = []
         radii: list[float] = []
         if not self._centres:
@@ -84,7 +85,6 @@ class _KCenter:
             self._take(place)
             places.append(place)
             radii.append(radius)
-        size = _FRONTIER
         while len(places) < b:
             frontier = self._refresh(size)
             taken = 0

@@ -160,10 +160,11 @@ def _nearest(points: Factors, centroids_kh: torch.Tensor, norms_k: torch.Tensor)
 
 
 def representatives(points: Points, clusters: Clusters) -> Int64Array:
-    """Return, per cluster, the position of the nearest point that no cluster before it took.
+    """Return the position of a nearest point per cluster, largest cluster first, all distinct.
 
-    Clusters choose by size, largest first. The nearest few points of all clusters still without
-    one are found in one reading of the points; a reading looks eight times deeper than the last.
+    Clusters choose in rounds, by size. In a round, one reading finds the nearest few unused
+    points of every cluster still without one; a cluster takes the first that is free, and waits
+    for the next round, which looks eight times deeper, if others were faster.
     """
     k = len(clusters.sizes_k)
     order_k = np.argsort(-clusters.sizes_k, kind="stable")
