@@ -14,7 +14,7 @@ from feature_store.runs import Runs
 
 _BLOCK_ROWS: Final = 2**13  # compared together: a quarter of a megabyte a side stays in cache
 _SHORT_RUN: Final = 1024  # mean length below which searching beats comparing
-_TRIED_RUNS: Final = 8  # before that mean is looked at
+_TRIED_RUNS: Final = 3  # before that mean is looked at
 
 
 def check_digests(digests: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -126,9 +126,12 @@ class DigestIndex:
 def _common_length(one: NDArray[np.uint64], other: NDArray[np.uint64]) -> int:
     """Return how many rows two (., 4) arrays have in common at their start."""
     most = min(len(one), len(other))
-    for start in range(0, most, _BLOCK_ROWS):
-        stop = min(start + _BLOCK_ROWS, most)
+    start, step = 0, 8
+    while start < most:
+        stop = min(start + step, most)
         equal = one[start:stop] == other[start:stop]
         if not equal.all():
             return start + int(np.argmin(equal.all(axis=1)))
+        # Most tries end at once, the others go on for long.
+        start, step = stop, min(4 * step, _BLOCK_ROWS)
     return most

@@ -9,7 +9,10 @@ Shapes: N = rows of the array that is filled, d = dim.
 
 import functools
 import hashlib
+import io
 import mmap
+import operator
+import os
 import sys
 import threading
 from collections import OrderedDict
@@ -30,6 +33,7 @@ from feature_store.storage import Storage
 
 THREADS: Final = 2
 BLOCK_BYTES: Final = 2**20
+_SCRATCH_BYTES: Final = 16 * 2**20
 _OPEN_MAPS: Final = 256  # below the usual limit of 1024 files: Python's mmap keeps the file open
 
 
@@ -67,6 +71,8 @@ class SegmentReader:
         self._prefix = f"{prefix}/{manifest.id}"
         self._maps = maps if maps is not None else Maps()
         self._stored_dtype = self.dtype.newbyteorder("<")
+        # Where objects are files, the directory of the segment; reading skips the seam there.
+        self._directory = storage.local_path(self._prefix)
         self._verified: set[int] = set()
         self._payload_bytes = manifest.chunk_rows * manifest.row_bytes
 
@@ -116,13 +122,14 @@ class SegmentReader:
         pieces, chunk_of = runs.cut(starts)
         # A run of at least half a chunk is read as a slice: checking it costs at most double.
         sliced = 2 * pieces.length >= np.minimum(chunk_rows, rows - starts[chunk_of])
-        direct = self.is_direct and self._stored_dtype == self.dtype
+        local = self._directory is not None and self._stored_dtype == self.dtype
+        direct = local and self.is_direct
 
         def read_slice(piece: tuple[int, int, int, int]) -> None:
             row, position, length, index = piece
             lower = row - index * chunk_rows
             target = out[position : position + length]
-            if direct and self._path(index) is not None:
+            if direct:
                 self._read_into(index, lower, target, verify=verify)
             else:
                 target[...] = self._chunk(index, verify=verify)[lower : lower + length]
@@ -162,12 +169,28 @@ class SegmentReader:
         touched, starts = np.unique(rows // chunk_rows, return_index=True)
         stops = np.append(starts[1:], len(rows))
         if verify and self.is_direct:
-            _each(self._verify, [int(i) for i in touched if int(i) not in self._verified])
+            _each(self._verify, [i for i in touched.tolist() if i not in self._verified])
+        # Collected in sorted order first and distributed in large batches: numpy's assignment to
+        # scattered rows is cheap by row but not by call, and small chunks hold few rows each.
+        most = max(int((stops - starts).max()), _SCRATCH_BYTES // self.manifest.row_bytes)
+        scratch = np.empty((min(most, len(rows)), self._dim), self.dtype)
+        begun = 0
         for index, start, stop in zip(
             touched.tolist(), starts.tolist(), stops.tolist(), strict=True
         ):
-            x_Bd = self._chunk(index, verify=verify)
-            out[positions[start:stop]] = x_Bd[rows[start:stop] - index * chunk_rows]
+            if stop - begun > len(scratch):
+                out[positions[begun:start]] = scratch[: start - begun]
+                begun = start
+            x_Bd = self._chunk(index, verify=verify).astype(self.dtype, copy=False)
+            # clip spares a copy that numpy makes to be able to restore `out` after a bad index.
+            np.take(
+                x_Bd,
+                rows[start:stop] - index * chunk_rows,
+                axis=0,
+                out=scratch[start - begun : stop - begun],
+                mode="clip",
+            )
+        out[positions[begun:]] = scratch[: len(rows) - begun]
 
     def _chunk(self, index: int, *, verify: bool) -> NDArray[Any]:
         """Return the rows of a chunk as an array that may be a view of the file."""
@@ -209,37 +232,45 @@ class SegmentReader:
         view = target.view(np.uint8).reshape(-1).data
         first = lower * self.manifest.row_bytes
         last = first + len(view)
-        path = self._path(index)
-        stored = self.manifest.embeddings[index]
-        assert path is not None
-        try:
-            with path.open("rb", buffering=0) as file:
-                if file.seek(0, 2) != stored.size:
-                    raise self._damaged(stored.key, f"{file.tell()} bytes")
-                if not verify:
-                    file.seek(first)
-                    self._fill(file, view, index)
-                    return
-                file.seek(0)
-                checksum = self._skip(file, first, index, 0)
-                for start in range(0, len(view), BLOCK_BYTES):
-                    block = view[start : start + BLOCK_BYTES]
-                    self._fill(file, block, index)
-                    checksum = crc32c.crc32c(block, checksum)
-                checksum = self._skip(file, self._payload_bytes - last, index, checksum)
-                trailer = file.read(CHECKSUM_BYTES)
-        except FileNotFoundError as error:
-            raise self._damaged(stored.key, "no such object") from error
+        with self._file(index) as file:
+            if not verify:
+                file.seek(first)
+                self._fill(file, view, index)
+                return
+            checksum = self._skip(file, first, index, 0)
+            for start in range(0, len(view), BLOCK_BYTES):
+                block = view[start : start + BLOCK_BYTES]
+                self._fill(file, block, index)
+                checksum = crc32c.crc32c(block, checksum)
+            checksum = self._skip(file, self._payload_bytes - last, index, checksum)
+            trailer = file.read(CHECKSUM_BYTES)
         self._compare(index, checksum, trailer)
 
-    def _fill(self, file: Any, view: memoryview, index: int) -> None:
+    def _file(self, index: int) -> io.FileIO:
+        """Open a chunk file of the right size.
+
+        A short one must be found here: touching mapped pages behind its end kills the process.
+        """
+        stored = self.manifest.embeddings[index]
+        try:
+            # Joining text, because a small chunk is read faster than a Path is made.
+            file = io.FileIO(f"{self._directory}/{stored.key}")
+        except FileNotFoundError as error:
+            raise self._damaged(stored.key, "no such object") from error
+        size = os.fstat(file.fileno()).st_size
+        if size != stored.size:
+            file.close()
+            raise self._damaged(stored.key, f"{size} bytes")
+        return file
+
+    def _fill(self, file: io.FileIO, view: memoryview, index: int) -> None:
         while view:
             count = file.readinto(view)
             if not count:
                 raise self._damaged(self.manifest.embeddings[index].key, "a short read")
             view = view[count:]
 
-    def _skip(self, file: Any, length: int, index: int, checksum: int) -> int:
+    def _skip(self, file: io.FileIO, length: int, index: int, checksum: int) -> int:
         """Read bytes that nobody asked for: the checksum covers them."""
         if length:
             scratch = memoryview(bytearray(min(length, BLOCK_BYTES)))
@@ -252,29 +283,18 @@ class SegmentReader:
     def _buffer(self, index: int) -> "mmap.mmap | bytes":
         """Return the bytes of a chunk object, of the right size."""
         stored = self.manifest.embeddings[index]
-        path = self._path(index)
-        if path is None:
+        if self._directory is None:
             return self._sized(stored)
+        return self._maps.get(f"{self._prefix}/{stored.key}", lambda: self._map(index))
 
-        def create() -> mmap.mmap:
-            try:
-                with path.open("rb", buffering=0) as file:
-                    return self._map(file, stored)
-            except FileNotFoundError as error:
-                raise self._damaged(stored.key, "no such object") from error
-
-        return self._maps.get(f"{self._prefix}/{stored.key}", create)
-
-    def _map(self, file: Any, stored: StoredObject) -> mmap.mmap:
-        # A short file must be found here: touching pages behind its end kills the process.
-        size = file.seek(0, 2)
-        if size != stored.size:
-            raise self._damaged(stored.key, f"{size} bytes")
-        options: dict[str, Any] = {"trackfd": False} if sys.version_info >= (3, 13) else {}
-        return mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ, **options)
-
-    def _path(self, index: int) -> Any:
-        return self._storage.local_path(f"{self._prefix}/{self.manifest.embeddings[index].key}")
+    def _map(self, index: int) -> mmap.mmap:
+        with self._file(index) as file:
+            return mmap.mmap(
+                file.fileno(),
+                self.manifest.embeddings[index].size,
+                access=mmap.ACCESS_READ,
+                **({"trackfd": False} if sys.version_info >= (3, 13) else {}),
+            )
 
     def _sized(self, stored: StoredObject) -> bytes:
         try:
@@ -312,9 +332,8 @@ class SegmentReader:
         from zarr.core.buffer import default_buffer_prototype
         from zarr.storage import MemoryStore
 
-        path = self._storage.local_path(f"{self._prefix}/zarr.json")
-        if path is not None:
-            return zarr.open_group(str(path.parent), mode="r")
+        if self._directory is not None:
+            return zarr.open_group(str(self._directory), mode="r")
         make = default_buffer_prototype().buffer.from_bytes
         objects = {stored.key: make(self._sized(stored)) for stored in self.manifest.objects()}
         return zarr.open_group(MemoryStore(objects), mode="r")
@@ -332,11 +351,27 @@ class SegmentReader:
 
 
 def _each(work: Callable[[Any], object], inputs: Iterable[Any]) -> None:
-    inputs = list(inputs)
-    if len(inputs) < 2:
-        for single in inputs:
-            work(single)
+    """Do work on each input with a few threads, which fetch inputs as they finish.
+
+    One future per thread, not per input: a future costs as much as reading a small chunk.
+    """
+    left = iter(list(inputs))
+
+    def drain() -> None:
+        try:
+            for single in left:
+                work(single)
+        except BaseException:
+            for _ in left:  # nothing new is begun once something failed
+                pass
+            raise
+
+    count = min(THREADS, operator.length_hint(left))
+    if count < 2:
+        drain()
         return
-    with ThreadPoolExecutor(min(THREADS, len(inputs))) as threads:
-        for _ in threads.map(work, inputs):
-            pass
+    with ThreadPoolExecutor(count - 1) as threads:
+        others = [threads.submit(drain) for _ in range(count - 1)]
+        drain()
+        for other in others:
+            other.result()

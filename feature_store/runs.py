@@ -44,10 +44,10 @@ class Runs:
             Runs that lie in one piece each, in the order they had, and the piece of each run.
         """
         first = np.searchsorted(bounds, self.row, side="right") - 1
+        if (self.length == 1).all():
+            return self, first
         last = np.searchsorted(bounds, self.row + self.length - 1, side="right") - 1
         counts = last - first + 1
-        if (counts == 1).all():
-            return self, first
         parent = np.repeat(np.arange(len(self)), counts)
         piece = (
             first[parent] + np.arange(len(parent)) - np.repeat(np.cumsum(counts) - counts, counts)

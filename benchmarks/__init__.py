@@ -1,0 +1,1 @@
+"""What svp costs and what it gives, measured."""
