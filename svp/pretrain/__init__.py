@@ -1,0 +1,1 @@
+"""Pretraining on the user's own pool: BYOL and its EMAN form."""
