@@ -33,10 +33,13 @@ def first_occurrences(digests: NDArray[np.uint8]) -> NDArray[np.int64]:
     if len(digests) == 0:
         return np.zeros(0, np.int64)
     words_N4 = digests.view(np.uint64)
+    sorted_N = np.sort(words_N4[:, 0])
+    if not (sorted_N[1:] == sorted_N[:-1]).any():
+        return np.arange(len(digests))
     order = np.argsort(words_N4[:, 0], kind="stable")
     sorted_N4 = words_N4[order]
     prefix_repeats = sorted_N4[1:, 0] == sorted_N4[:-1, 0]
-    repeats = prefix_repeats & (sorted_N4[1:] == sorted_N4[:-1]).all(axis=1)
+    repeats = prefix_repeats & _equal_rows(sorted_N4[1:], sorted_N4[:-1])
     if np.array_equal(repeats, prefix_repeats):
         firsts = order[np.concatenate(([True], ~repeats))]
     else:
@@ -110,17 +113,31 @@ class DigestIndex:
         found = np.full(len(words_N4), -1, np.int64)
         # Sorted questions make the binary searches walk through memory instead of jumping.
         asked = np.argsort(words_N4[:, 0])
-        at = np.searchsorted(self._prefixes, words_N4[asked, 0])
+        sorted_N4 = words_N4[asked]
+        at = np.searchsorted(self._prefixes, sorted_N4[:, 0])
+        if len(self):
+            # Nearly always every digest is there, and the first candidate is it.
+            rows = self._rows[np.minimum(at, len(self) - 1)]
+            if _equal_rows(self._words_R4[rows], sorted_N4).all():
+                found[asked] = rows
+                return found
         while len(asked):
             inside = at < len(self._prefixes)
             asked, at = asked[inside], at[inside]
             same = self._prefixes[at] == words_N4[asked, 0]
             asked, at = asked[same], at[same]
             rows = self._rows[at]
-            hit = (self._words_R4[rows] == words_N4[asked]).all(axis=1)
+            hit = _equal_rows(self._words_R4[rows], words_N4[asked])
             found[asked[hit]] = rows[hit]
             asked, at = asked[~hit], at[~hit] + 1
         return found
+
+
+def _equal_rows(one: NDArray[np.uint64], other: NDArray[np.uint64]) -> NDArray[np.bool_]:
+    """Return where two (., 4) arrays have equal rows."""
+    # Four truth values looked at as one number: several times faster than all(axis=1).
+    equal: NDArray[np.bool_] = (one == other).view(np.uint32)[:, 0] == 0x01010101
+    return equal
 
 
 def _common_length(one: NDArray[np.uint64], other: NDArray[np.uint64]) -> int:
@@ -131,7 +148,7 @@ def _common_length(one: NDArray[np.uint64], other: NDArray[np.uint64]) -> int:
         stop = min(start + step, most)
         equal = one[start:stop] == other[start:stop]
         if not equal.all():
-            return start + int(np.argmin(equal.all(axis=1)))
+            return start + int(np.argmin(_equal_rows(one[start:stop], other[start:stop])))
         # Most tries end at once, the others go on for long.
         start, step = stop, min(4 * step, _BLOCK_ROWS)
     return most

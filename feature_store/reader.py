@@ -10,6 +10,7 @@ Shapes: N = rows of the array that is filled, d = dim.
 import functools
 import hashlib
 import io
+import itertools
 import mmap
 import operator
 import os
@@ -33,7 +34,8 @@ from feature_store.storage import Storage
 
 THREADS: Final = 2
 BLOCK_BYTES: Final = 2**20
-_SCRATCH_BYTES: Final = 16 * 2**20
+_SCRATCH_BYTES: Final = 2**20  # of gathered rows: they stay in cache
+_SHARED_ROWS: Final = 2048  # gathered rows below which a second thread costs more than it gives
 _OPEN_MAPS: Final = 256  # below the usual limit of 1024 files: Python's mmap keeps the file open
 
 
@@ -170,27 +172,29 @@ class SegmentReader:
         stops = np.append(starts[1:], len(rows))
         if verify and self.is_direct:
             _each(self._verify, [i for i in touched.tolist() if i not in self._verified])
-        # Collected in sorted order first and distributed in large batches: numpy's assignment to
-        # scattered rows is cheap by row but not by call, and small chunks hold few rows each.
-        most = max(int((stops - starts).max()), _SCRATCH_BYTES // self.manifest.row_bytes)
-        scratch = np.empty((min(most, len(rows)), self._dim), self.dtype)
-        begun = 0
-        for index, start, stop in zip(
-            touched.tolist(), starts.tolist(), stops.tolist(), strict=True
-        ):
-            if stop - begun > len(scratch):
-                out[positions[begun:start]] = scratch[: start - begun]
-                begun = start
-            x_Bd = self._chunk(index, verify=verify).astype(self.dtype, copy=False)
-            # clip spares a copy that numpy makes to be able to restore `out` after a bad index.
-            np.take(
-                x_Bd,
-                rows[start:stop] - index * chunk_rows,
-                axis=0,
-                out=scratch[start - begun : stop - begun],
-                mode="clip",
-            )
-        out[positions[begun:]] = scratch[: len(rows) - begun]
+
+        def copy(part: tuple[int, int]) -> None:
+            # Collected in sorted order first and distributed in batches: numpy's assignment to
+            # scattered rows is cheap by row but not by call, and a chunk may hold few rows.
+            most = _SCRATCH_BYTES // self.manifest.row_bytes
+            most = max(int((stops - starts)[slice(*part)].max()), most)
+            scratch = np.empty((min(most, len(rows)), self._dim), self.dtype)
+            begun = end = int(starts[part[0]])
+            for number in range(*part):
+                start, end = int(starts[number]), int(stops[number])
+                if end - begun > len(scratch):
+                    out[positions[begun:start]] = scratch[: start - begun]
+                    begun = start
+                x_Bd = self._chunk(int(touched[number]), verify=verify)
+                local = rows[start:end] - int(touched[number]) * chunk_rows
+                # clip spares a copy that numpy makes to be able to undo after a bad index.
+                target = scratch[start - begun : end - begun]
+                np.take(x_Bd.astype(self.dtype, copy=False), local, 0, target, mode="clip")
+            out[positions[begun:end]] = scratch[: end - begun]
+
+        shares = THREADS if len(rows) >= _SHARED_ROWS else 1
+        cuts = np.linspace(0, len(touched), shares + 1).astype(int).tolist()
+        _each(copy, [part for part in itertools.pairwise(cuts) if part[0] < part[1]])
 
     def _chunk(self, index: int, *, verify: bool) -> NDArray[Any]:
         """Return the rows of a chunk as an array that may be a view of the file."""

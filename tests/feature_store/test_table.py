@@ -305,3 +305,13 @@ def test_provenance_is_kept(table, samples):
     sealed = writer.seal({"torch": "2.6"})
     assert sealed.provenance["torch"] == "2.6"
     assert "created" in table.segments()[0].provenance
+
+
+def test_many_scattered_rows_are_shared_by_threads(store, table, samples):
+    digests = samples.digests(3_000)
+    samples.fill(table, digests, chunk_rows=64, segment_rows=3_000)
+    order = np.random.default_rng(0).integers(0, 3_000, 6_000)
+    for dtype in ("float16", "float32"):
+        fresh = open_store(store.url).table(table.encoder_id)
+        read = fresh.read(digests[order], dtype=dtype)
+        np.testing.assert_array_equal(read, samples.embed(digests[order], dtype=dtype))
