@@ -66,7 +66,8 @@ class FinetuneConfig:
             been confident every threshold is 0 and every pseudo-label counts, so a random head
             should learn something first.
         include_labelled: FlexMatch: labelled images also take part as unlabelled ones.
-        probe_l2: Probe: lambda of lambda/2 ||W||^2, with features standardised.
+        probe_l2: Probe: lambda of summed cross-entropy + lambda/2 ||W||^2, with features
+            standardised. Against a sum one value suits 20 labels as well as 2,000.
         eval_batch_size: Images per forward pass when predicting.
     """
 
@@ -98,14 +99,14 @@ class FinetuneConfig:
     strong_ops: int = 3
     cutout: float = 0.5
     uratio: int = 4
-    teacher: Literal["student", "average"] = "student"
+    teacher: Literal["student", "average"] = "average"
     cutoff: float = 0.95
     lambda_u: float = 1.0
-    threshold_warmup: bool = True
+    threshold_warmup: bool = False
     threshold_floor: float = 0.0
     supervised_steps: int = 0
     include_labelled: bool = False
-    probe_l2: float = 1e-3
+    probe_l2: float = 10.0
     eval_batch_size: int = 512
 
     def __post_init__(self) -> None:

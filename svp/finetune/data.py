@@ -144,10 +144,12 @@ class FinetuneData:
 def hash_tensor(hashed: "hashlib._Hash", name: str, tensor: torch.Tensor) -> None:
     """Feed a tensor's name, type, shape and bytes to `hashed`, without a second copy of it."""
     hashed.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+    if not tensor.numel():
+        return
     if tensor.ndim == 0:
         tensor = tensor[None]
     for part in torch.split(tensor, 4096):
-        flat = part.detach().cpu().contiguous().view(torch.uint8)
+        flat = part.detach().cpu().contiguous().view(-1).view(torch.uint8)
         hashed.update(flat.numpy().data)
 
 

@@ -27,6 +27,7 @@ _ASVP: Final[dict[str, Any]] = {
     "milestones": (0.6, 0.8),
     "decay_norms": True,
     "ema": 0.0,
+    "teacher": "student",
     "bn_mode": "train",
 }
 
@@ -82,6 +83,8 @@ def _labelbench(**differing: Any) -> FinetuneConfig:
         "schedule": "restarts",
         "restart_steps": 500,
         "ema": 0.0,
+        "teacher": "student",
+        "threshold_warmup": True,
     }
     return FinetuneConfig(**(common | differing))
 
@@ -98,6 +101,8 @@ _PRESETS: Final[Mapping[str, FinetuneConfig]] = {
         weight_decay=5e-4,
         ema=0.999,
         ema_warmup=False,
+        teacher="student",
+        threshold_warmup=True,
         include_labelled=True,
     ),
     "flexmatch-usb": FinetuneConfig(
@@ -111,6 +116,8 @@ _PRESETS: Final[Mapping[str, FinetuneConfig]] = {
         layer_decay=0.5,
         weight_decay=5e-4,
         ema=0.0,
+        teacher="student",
+        threshold_warmup=True,
         include_labelled=True,
     ),
     "labelbench-cifar10": _labelbench(),

@@ -25,7 +25,7 @@ def solve_probe(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return weight (C, d) and bias (C,), float32, acting on the features as they are.
 
-    Minimises mean cross-entropy + l2/2 (||W||^2 + ||b||^2) over standardised features; the
+    Minimises summed cross-entropy + l2/2 (||W||^2 + ||b||^2) over standardised features; the
     standardisation is folded into the result. The bias is penalised as well, because that of a
     class without labels would otherwise run off to minus infinity.
 
@@ -54,7 +54,7 @@ def solve_probe(
     def objective() -> torch.Tensor:
         solver.zero_grad()
         fit = functional.cross_entropy(z_Ld @ weight_Cd.T + bias_C, y_L)
-        loss = fit + 0.5 * l2 * (weight_Cd.square().sum() + bias_C.square().sum())
+        loss = fit + 0.5 * l2 / len(y_L) * (weight_Cd.square().sum() + bias_C.square().sum())
         loss.backward()  # type: ignore[no-untyped-call]
         return loss
 
