@@ -1,6 +1,7 @@
 """Encoder: exact weights on a device, with the input they expect and one identity."""
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final, cast
 
@@ -33,13 +34,26 @@ def _full_float32(device: torch.device) -> Iterator[None]:
     if device.type != "cuda":
         yield
         return
-    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
-    before = matmul.allow_tf32, cudnn.allow_tf32
-    matmul.allow_tf32 = cudnn.allow_tf32 = False
+    matmul, cudnn = cast(Any, torch.backends.cuda.matmul), cast(Any, torch.backends.cudnn)
+    undo: list[Callable[[], None]] = []
+
+    def switch(owner: Any, name: str, value: object) -> None:
+        undo.append(functools.partial(setattr, owner, name, getattr(owner, name)))
+        setattr(owner, name, value)
+
     try:
+        # Reading the older switches raises where the caller set the newer ones one by one.
+        with contextlib.suppress(RuntimeError):
+            switch(matmul, "allow_tf32", False)
+            switch(cudnn, "allow_tf32", False)
+        # Off, the older ones mean "as the level above", which the newer ones may have switched on.
+        for owner in (matmul, getattr(cudnn, "conv", None)):
+            if getattr(owner, "fp32_precision", "ieee") == "tf32":
+                switch(owner, "fp32_precision", "ieee")
         yield
     finally:
-        matmul.allow_tf32, cudnn.allow_tf32 = before
+        for restore in reversed(undo):
+            restore()
 
 
 class Encoder:

@@ -11,7 +11,7 @@ from encoder_fixtures import photograph, small_folder
 
 from feature_store import encoder_id_of
 from svp.data.decode import DECODER
-from svp.encoders.encoder import Encoder, open_encoder
+from svp.encoders.encoder import Encoder, _full_float32, open_encoder
 from svp.encoders.identity import describe
 from svp.encoders.weights import Loaded, digest_tensors
 from svp.errors import InputError
@@ -127,3 +127,12 @@ def test_encode_refuses_nan_and_restores_the_mode(tmp_path: Path) -> None:
         next(encoder.module.parameters()).fill_(float("nan"))
     with pytest.raises(InputError, match="finite"):
         encoder.encode(images)
+
+
+def test_float32_switches_are_restored() -> None:
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = matmul.allow_tf32, cudnn.allow_tf32
+    with _full_float32(torch.device("cuda")):
+        assert not matmul.allow_tf32
+        assert not cudnn.allow_tf32
+    assert (matmul.allow_tf32, cudnn.allow_tf32) == before
