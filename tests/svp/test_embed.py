@@ -44,8 +44,8 @@ class Bench:
         return open_source(self.folder).scan().pool
 
     def embed(self, **changes: Any) -> Any:
-        pool = changes.pop("pool", None) or self.pool()
-        source = changes.pop("source", None) or open_source(self.folder)
+        pool = changes.pop("pool") if "pool" in changes else self.pool()
+        source = changes.pop("source") if "source" in changes else open_source(self.folder)
         config = dataclasses.replace(CONFIG, **changes)
         return embed(pool, source, self.encoder, self.store, config=config)
 
@@ -353,3 +353,9 @@ def test_batches_are_read_only_a_little_ahead(bench: Bench) -> None:
 def test_wrong_configuration(wrong: dict[str, Any]) -> None:
     with pytest.raises(InputError, match="must be"):
         EmbedConfig(**wrong)
+
+
+def test_empty_pool(bench: Bench) -> None:
+    pool = bench.pool().subset([])
+    result = bench.embed(pool=pool)
+    assert (result.embedded, result.reused, result.failed, result.segments) == (0, 0, 0, ())
