@@ -15,7 +15,7 @@ from typing import Any, ClassVar, Final
 import torch
 
 from svp.errors import InputError
-from svp.proxies.proxy import FitReport, Head, Proxy
+from svp.proxies.proxy import FitReport, Head, Proxy, affine
 from svp.proxies.standardiser import Standardiser
 
 # exp(-1e4) is exactly 0 in float32, and finite, so that no 0 * inf can arise downstream.
@@ -66,10 +66,18 @@ class LinearProxy(Proxy):
     ) -> None:
         super().__init__(standardiser, head, report)
         self.config = config
+        # Dividing C x d weights once instead of every embedding saves a pass over the pool.
+        self._scaled_Cd = head.weight_Cd / standardiser.std_d.to(head.weight_Cd.device)
 
     def hidden(self, x_Bd: torch.Tensor) -> torch.Tensor:
         """Return the standardised embeddings, (B, d)."""
         return self.standardiser(x_Bd)
+
+    def logits(self, x_Bd: torch.Tensor) -> torch.Tensor:
+        """Return class logits, (B, C) float32."""
+        with torch.no_grad():
+            centred_Bd = x_Bd.to(torch.float32) - self.standardiser.mean_d.to(x_Bd.device)
+            return affine(centred_Bd, self._scaled_Cd, self.head.bias_C)
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """Return standardiser and head by name."""

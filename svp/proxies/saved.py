@@ -24,7 +24,9 @@ def load_proxy(path: str | Path, *, device: torch.device | str = "cpu") -> Proxy
     try:
         with safetensors.safe_open(str(path), framework="pt", device=str(device)) as file:
             described: dict[str, Any] = json.loads((file.metadata() or {}).get("svp", "{}"))
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            # Copies: where a tensor lies in the file would decide which kernels its products run,
+            # and so their last bits, and a replayed round would differ from the first.
+            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
         if described.get("format") != FORMAT:
             raise ValueError(f"format {described.get('format')}")
         return _proxy(described, tensors)

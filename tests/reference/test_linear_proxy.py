@@ -116,6 +116,14 @@ def test_float16_embeddings_fit_like_their_values() -> None:
     assert torch.equal(one.logits(half), two.logits(half.float()))
 
 
+@pytest.mark.parametrize("c", [2, 40])
+def test_logits_are_the_head_on_the_hidden_representation(c: int) -> None:
+    x, y = _task(200, 16, c)
+    proxy = _fit(x, y, c, LinearConfig())
+    head = torch.nn.functional.linear(proxy.hidden(x), proxy.head.weight_Cd, proxy.head.bias_C)
+    torch.testing.assert_close(head, proxy.logits(x), rtol=1e-4, atol=1e-4)
+
+
 def test_a_saved_proxy_is_the_same(tmp_path: Path) -> None:
     x, y = _task(100, 16, 3)
     proxy = _fit(x, y, 4, LinearConfig(l2=0.02))
