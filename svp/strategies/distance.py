@@ -57,7 +57,9 @@ def exact_pairs(a: Factors, b: Factors) -> torch.Tensor:
             q_inner = (part_a.q_MC * part_b.q_MC).sum(dim=1)
             square = snapped(norms - 2.0 * x_inner * q_inner, norms)
         found.append(square[:rows])
-    return torch.cat(found) if found else torch.zeros(0, dtype=torch.float64)
+    if not found:
+        return torch.zeros(0, dtype=torch.float64, device=a.x_Mh.device)
+    return torch.cat(found)
 
 
 def snapped(square: torch.Tensor, norms: torch.Tensor) -> torch.Tensor:

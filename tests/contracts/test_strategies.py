@@ -23,6 +23,7 @@ def _pool(
     missing_class: bool = False,
     copies: int = 0,
     one_class: bool = False,
+    device: str = "cpu",
 ) -> PoolView:
     """A mixture of overlapping clumps; the last `copies` rows repeat the row before them."""
     rng = np.random.default_rng(seed)
@@ -46,6 +47,7 @@ def _pool(
         config if config is not None else LinearConfig(),
         standardiser=Standardiser.fit(x_Nd),
         seed=0,
+        device=device,
     )
     return PoolView(
         embeddings_Nd=x_Nd,
@@ -292,3 +294,31 @@ def test_views_that_contradict_themselves_are_refused(pool: PoolView) -> None:
     ):
         with pytest.raises(InputError):
             run_strategy(strategy, dataclasses.replace(pool, **change), 5, 0)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_the_rules_hold_on_a_gpu(strategy: Strategy) -> None:
+    pool = _pool(device="cuda")
+    cuda = torch.device("cuda")
+    other = _permuted(pool, 31)
+    expected = run_strategy(strategy, pool, 40, 3, budget=Budget(device=cuda))
+    got = run_strategy(
+        strategy, other, 40, 3, budget=Budget(device=cuda, tile_rows=1, cache_bytes=0)
+    )
+    assert _keys(pool, expected) == _keys(other, got)
+    on_cpu = run_strategy(strategy, _pool(), 40, 3)
+    if strategy.name in ("random", "coreset"):
+        np.testing.assert_array_equal(expected.rows_b, on_cpu.rows_b)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("config", [LinearConfig(), MLPConfig(epochs=5, hidden=24)])
+def test_proxies_on_a_gpu_predict_like_those_on_the_cpu(config: ProxyConfig) -> None:
+    here, there = (_pool(config=config, device=device) for device in ("cpu", "cuda"))
+    assert here.proxy is not None
+    assert there.proxy is not None
+    one = here.proxy.logits(here.embeddings_Nd).argmax(dim=1)
+    two = there.proxy.logits(there.embeddings_Nd.cuda()).argmax(dim=1).cpu()
+    assert (one == two).float().mean() > 0.95
