@@ -81,7 +81,7 @@ class Run:
             device=device, memory_format=torch.channels_last
         )
         self._optimiser = build_optimiser(self.network, config)
-        self._views = BYOLViews(config.views, config.image_size)
+        self._views = BYOLViews(config.views, config.view_size)
         self._mean = torch.tensor(config.mean, device=device).view(3, 1, 1)
         self._std = torch.tensor(config.std, device=device).view(3, 1, 1)
         self._loss_sum = torch.zeros((), dtype=torch.float64, device=device)

@@ -1,4 +1,5 @@
 import copy
+import dataclasses
 
 import pytest
 import torch
@@ -152,6 +153,10 @@ def test_presets_and_bad_values():
     assert imagenet_224().arch == "resnet50"
     assert imagenet_224("byol").method == "byol"
     assert small_32().image_size == 32
+    assert small_32().view_size == 24
+    assert dataclasses.replace(small_32(), image_size=8).view_size == 8
+    with pytest.raises(InputError, match="view_share"):
+        tiny(view_share=1.5)
     with pytest.raises(InputError, match="momentum0"):
         tiny(momentum0=1.5)
     with pytest.raises(InputError, match="optimiser"):
