@@ -62,23 +62,23 @@ class FinetuneConfig:
         threshold_warmup: FlexMatch: count never-confident images as a class of their own when
             thresholds are scaled.
         threshold_floor: FlexMatch: smallest threshold; 0 as published.
-        supervised_steps: FlexMatch: first steps without unlabelled images. While no image has
-            been confident every threshold is 0 and every pseudo-label counts, so a random head
-            should learn something first.
+        supervised_share: FlexMatch: share of all steps, at the start, without unlabelled images.
+            While no image has been confident every threshold is 0 and every pseudo-label counts,
+            so a random head should learn something first.
         include_labelled: FlexMatch: labelled images also take part as unlabelled ones.
         probe_l2: Probe: lambda of summed cross-entropy + lambda/2 ||W||^2, with features
             standardised. Against a sum one value suits 20 labels as well as 2,000.
         eval_batch_size: Images per forward pass when predicting.
     """
 
-    mode: Mode = "lp-ft"
+    mode: Mode = "ft"
     method: Method = "flexmatch"
-    steps: int | None = 1500
+    steps: int | None = 3000
     epochs: int | None = None
-    batch_size: int = 32
+    batch_size: int = 64
     optimiser: Literal["sgd", "adamw"] = "sgd"
-    head_lr: float = 0.03
-    backbone_lr: float = 0.03
+    head_lr: float = 0.1
+    backbone_lr: float = 0.1
     layer_decay: float = 1.0
     momentum: float = 0.9
     weight_decay: float = 5e-4
@@ -98,13 +98,13 @@ class FinetuneConfig:
     crop_padding: float = 0.125
     strong_ops: int = 3
     cutout: float = 0.5
-    uratio: int = 4
+    uratio: int = 3
     teacher: Literal["student", "average"] = "average"
     cutoff: float = 0.95
     lambda_u: float = 1.0
     threshold_warmup: bool = False
     threshold_floor: float = 0.0
-    supervised_steps: int = 0
+    supervised_share: float = 0.4
     include_labelled: bool = False
     probe_l2: float = 10.0
     eval_batch_size: int = 512
@@ -128,14 +128,14 @@ class FinetuneConfig:
             "set, and only one of them",
             (self.steps, self.epochs),
         )
-        for name in ("steps", "epochs", "warmup_steps", "supervised_steps", "strong_ops"):
+        for name in ("steps", "epochs", "warmup_steps", "strong_ops"):
             value = getattr(self, name)
             _require(value is None or value >= 0, name, "0 or more", value)
         for name in ("batch_size", "uratio", "restart_steps", "eval_batch_size"):
             _require(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
         for name in ("head_lr", "backbone_lr", "weight_decay", "lambda_u"):
             _require(getattr(self, name) >= 0, name, "0 or more", getattr(self, name))
-        for name in ("momentum", "label_smoothing", "ema", "threshold_floor"):
+        for name in ("momentum", "label_smoothing", "ema", "threshold_floor", "supervised_share"):
             _require(0 <= getattr(self, name) < 1, name, "in [0, 1)", getattr(self, name))
         for name in ("layer_decay", "cutoff"):
             _require(0 < getattr(self, name) <= 1, name, "in (0, 1]", getattr(self, name))

@@ -85,6 +85,7 @@ def _labelbench(**differing: Any) -> FinetuneConfig:
         "ema": 0.0,
         "teacher": "student",
         "threshold_warmup": True,
+        "supervised_share": 0.0,
     }
     return FinetuneConfig(**(common | differing))
 
@@ -103,6 +104,7 @@ _PRESETS: Final[Mapping[str, FinetuneConfig]] = {
         ema_warmup=False,
         teacher="student",
         threshold_warmup=True,
+        supervised_share=0.0,
         include_labelled=True,
     ),
     "flexmatch-usb": FinetuneConfig(
@@ -118,6 +120,7 @@ _PRESETS: Final[Mapping[str, FinetuneConfig]] = {
         ema=0.0,
         teacher="student",
         threshold_warmup=True,
+        supervised_share=0.0,
         include_labelled=True,
     ),
     "labelbench-cifar10": _labelbench(),

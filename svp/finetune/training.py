@@ -73,6 +73,7 @@ class Training:
         self._rows_L, self._y_L = labelled
         self._rows_U, self._truth_U = unlabelled[0], unlabelled[1].to(device)
         self.total = config.total_steps(len(self._rows_L))
+        self._first_unlabelled = round(config.supervised_share * self.total)
         self._report_every = max(1, self.total // 50)
         self._optimiser = build_optimiser(classifier, config)
         self._average = (
@@ -128,7 +129,7 @@ class Training:
         pick_B = torch.from_numpy(self._labelled_passes.batch(step, config.batch_size))
         x_B3SS = self._weak(self._gather(self._rows_L[pick_B]), generator=generator)
         y_B = self._y_L[pick_B].to(self._device, non_blocking=True)
-        if self._flexmatch is None or step < config.supervised_steps:
+        if self._flexmatch is None or step < self._first_unlabelled:
             with autocast(self._device, config.precision):
                 logits_BC = self.classifier(self._normalisation(x_B3SS))
             loss = self._labelled_loss(logits_BC, y_B)
@@ -137,7 +138,7 @@ class Training:
 
         count = config.uratio * config.batch_size
         pick_M = torch.from_numpy(
-            self._unlabelled_passes.batch(step - config.supervised_steps, count)
+            self._unlabelled_passes.batch(step - self._first_unlabelled, count)
         )
         x_M3SS = self._gather(self._rows_U[pick_M])
         weak_M3SS = self._weak(x_M3SS, generator=generator)

@@ -55,6 +55,7 @@ def test_unknown_names_list_near_ones():
         {"mode": "both"}, {"steps": None}, {"epochs": 3}, {"batch_size": 0}, {"ema": 1.0},
         {"cutoff": 0.0}, {"cutout": 0.6}, {"milestones": (0.8, 0.6)}, {"clip_norm": 0.0},
         {"head_lr": -1.0}, {"teacher": "average", "ema": 0.0}, {"probe_l2": 0.0},
+        {"supervised_share": 1.0},
     ],
 )  # fmt: skip
 def test_values_out_of_range_are_refused(wrong):

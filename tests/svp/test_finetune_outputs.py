@@ -18,7 +18,9 @@ from svp.finetune.run import finetune
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    config = preset("small", steps=3, batch_size=8, uratio=2, eval_batch_size=1024)
+    config = preset(
+        "small", steps=3, batch_size=8, uratio=2, eval_batch_size=1024, supervised_share=0.0
+    )
     output = tmp_path_factory.mktemp("model")
     data = digits()
     result = finetune(TinyEncoder(), data, config, output=output, seed=0, probabilities=True)

@@ -13,7 +13,7 @@ from svp.finetune.run import finetune
 
 HERE = Path(__file__).parent
 CONFIG = {
-    "steps": 40, "batch_size": 8, "uratio": 2, "supervised_steps": 4, "eval_batch_size": 1024,
+    "steps": 40, "batch_size": 8, "uratio": 2, "supervised_share": 0.1, "eval_batch_size": 1024,
     "flip": False, "teacher": "student",
 }  # fmt: skip
 # Starting Python and importing torch takes longer than the training, so one process that has
@@ -91,7 +91,7 @@ class Stopped(Exception):
     ],
 )
 def test_every_step_can_be_the_last_one_before_an_interruption(tmp_path, monkeypatch, changes):
-    changes = {"steps": 6, "supervised_steps": 2, **changes}
+    changes = {"steps": 6, "supervised_share": 0.34, **changes}
     undisturbed = train(tmp_path / "undisturbed", **changes)
     from svp.finetune.training import Training
 
