@@ -1,0 +1,1 @@
+"""Quality: studies over several seeds on real images."""
