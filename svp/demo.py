@@ -69,25 +69,23 @@ def write_digits(folder: Path, *, seed: int = 0) -> int:
     """Write the digits as `train/<digit>/*.png` and `test/<digit>/*.png`; return their number.
 
     Args:
-        folder: Where; what is there already is kept.
+        folder: Where; it appears when it is complete, and is left alone when it is there.
         seed: Decides which quarter is the test split.
     """
     from PIL import Image
     from sklearn.datasets import load_digits
 
-    from feature_store.atomic import write_bytes
-
     digits = load_digits()
+    if folder.exists():
+        return len(digits.target)
+    partial = folder.with_name(f"{folder.name}.partial")
     for place, (pixels_88, digit) in enumerate(zip(digits.images, digits.target, strict=True)):
         held_out = derive_seed(seed, "digits", place) % _TEST_ONE_IN == 0
-        path = folder / ("test" if held_out else "train") / str(digit) / f"{place:04d}.png"
-        if path.exists():
-            continue
+        path = partial / ("test" if held_out else "train") / str(digit) / f"{place:04d}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         small = Image.fromarray((pixels_88 * (255 / 16)).round().astype("uint8"))
-        stream = io.BytesIO()
-        small.resize((SIDE_PX, SIDE_PX), Image.Resampling.BICUBIC).save(stream, "PNG")
-        write_bytes(path, stream.getvalue())
+        small.resize((SIDE_PX, SIDE_PX), Image.Resampling.BICUBIC).save(path)
+    partial.rename(folder)
     return len(digits.target)
 
 
@@ -128,7 +126,11 @@ def run_demo(
 
     progress = progress if progress is not None else Silent()
     images, encoder, path = folder / "digits", folder / "encoder", folder / "study"
-    if folder.exists() and not (folder.is_dir() and (images.is_dir() or not any(folder.iterdir()))):
+    known = {"digits", "digits.partial"}
+    if folder.exists() and not (
+        folder.is_dir()
+        and (known & {p.name for p in folder.iterdir()} or not any(folder.iterdir()))
+    ):
         raise InputError(
             f"The demo's folder must be new, empty or a demo's. Got {folder}, which holds "
             "something else. Name another: svp demo FOLDER"
@@ -192,7 +194,16 @@ def run_demo(
 
 
 def _recipe() -> dict[str, Any]:
-    return {"epochs": _EPOCHS, "batch_size": 128}
+    """Return what differs from the recipe for thumbnails: the digits are 8 x 8 pixels, and few."""
+    return {
+        "image_size": 8,
+        "view_share": 1.0,
+        "epochs": _EPOCHS,
+        "batch_size": 64,
+        "momentum0": 0.95,
+        "head_width": 256,
+        "projection_dim": 64,
+    }
 
 
 def _label_by_hand(study: "Study", progress: Progress) -> int:

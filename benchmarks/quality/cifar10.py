@@ -115,7 +115,12 @@ def main() -> None:
     tuned: dict[str, Any] = {}
     for method in ("supervised", "flexmatch"):
         settings = build_finetune_config(
-            {"mode": arguments.mode, "method": method, "steps": arguments.steps}
+            {
+                "mode": arguments.mode,
+                "method": method,
+                "steps": arguments.steps,
+                "precision": arguments.precision,
+            }
         )
         # FlexMatch's model is the study's, the one that the report shows.
         output = study.model_dir if method == "flexmatch" else work / "model-supervised"
@@ -254,7 +259,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--batch", type=int, default=200)
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--mode", choices=("ft", "lp-ft"), default="ft")
-    parser.add_argument("--steps", type=int, default=2_000)
+    parser.add_argument("--steps", type=int, default=3_000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cpu")
     return parser.parse_args()
