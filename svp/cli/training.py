@@ -179,7 +179,7 @@ def finetune(
     )
     evaluation = done.metrics.get("evaluation")
     scored = (
-        f"Accuracy {evaluation['accuracy']:.2%} on {evaluation['items']:,} held-out images. "
+        f"Accuracy {evaluation['accuracy']:.2%} on {evaluation['examples']:,.0f} held-out images. "
         if evaluation
         else "No held-out labels, so no accuracy. "
     )
