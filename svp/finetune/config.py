@@ -12,7 +12,9 @@ Schedule = Literal["cosine", "step", "restarts", "warmup-cosine", "constant"]
 
 def _require(ok: bool, what: str, constraint: str, value: object) -> None:
     if not ok:
-        raise InputError(f"{what} must be {constraint}. Got {value!r}. Correct the fine-tune's.")
+        raise InputError(
+            f"{what} must be {constraint}. Got {value!r}. Correct it under [finetune]."
+        )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -142,7 +144,10 @@ class FinetuneConfig:
         for name in ("crop_padding", "cutout"):
             _require(0 <= getattr(self, name) <= 0.5, name, "in [0, 0.5]", getattr(self, name))
         _require(
-            self.teacher == "student" or self.ema > 0, "ema", "above 0 for an average", self.ema
+            self.method != "flexmatch" or self.teacher == "student" or self.ema > 0,
+            "ema",
+            "above 0 for the teacher `average` (or take the teacher `student`)",
+            self.ema,
         )
         _require(self.probe_l2 > 0, "probe_l2", "above 0", self.probe_l2)
         _require(

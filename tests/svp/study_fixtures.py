@@ -63,7 +63,7 @@ def config_of(root: Path, **changes: object) -> StudyConfig:
         "proxy": ProxySection(kind="linear", options={}),
         "strategy": StrategySection(name="margin", first_round="random"),
         "finetune": FinetuneSection(
-            options={"steps": 2, "batch_size": 8, "uratio": 1, "mode": "ft", "ema": 0.0}
+            options={"steps": 2, "batch_size": 8, "uratio": 1, "mode": "ft", "ema": 0.5}
         ),
     }
     return StudyConfig(**{**fields, **changes})
