@@ -57,6 +57,11 @@ class FeatureStore:
         self.url = storage.url
         _check_format(storage)
 
+    @property
+    def storage(self) -> Storage:
+        """Where the store's objects live."""
+        return self._storage
+
     def put_pool(self, pool: Pool) -> str:
         """Store a pool's ids, uris and digests; return its id. Nothing happens if it is there."""
         key = layout.pool_key(pool.id)

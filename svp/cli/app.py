@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from svp import __version__
-from svp.cli import catalog, embedding, labelling, reading, store, training
+from svp.cli import catalog, embedding, labelling, reading, training, upkeep
 
 app = typer.Typer(
     name="svp",
@@ -50,7 +50,7 @@ app.command("finetune")(training.finetune)
 app.command("simulate")(training.simulate)
 app.command("report")(reading.report)
 app.command("pretrain")(training.pretrain)
-app.add_typer(store.store_app, name="store")
+app.add_typer(upkeep.store_app, name="store")
 app.add_typer(catalog.strategies_app, name="strategies")
 app.add_typer(catalog.encoders_app, name="encoders")
 app.command("doctor")(reading.doctor)

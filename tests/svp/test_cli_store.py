@@ -1,0 +1,71 @@
+import hashlib
+import json
+
+import numpy as np
+import pytest
+
+from feature_store import Pool, open_store
+from svp.cli import run
+
+IDENTITY = {"architecture": "tiny", "weights": "0" * 64}
+
+
+def _digests(count, start=0):
+    rows = [hashlib.sha256(b"%d" % i).digest() for i in range(start, start + count)]
+    return np.frombuffer(b"".join(rows), np.uint8).reshape(-1, 32).copy()
+
+
+def _embed(digests):
+    return digests[:, :4].astype(np.float16)
+
+
+def _fill(store, digests, *, seal=True):
+    table = store.table(store.put_encoder(IDENTITY))
+    for plan in table.plan(digests[table.missing(digests)], dim=4, dtype="float16", chunk_rows=8):
+        writer = table.writer(plan)
+        for chunk in list(writer.pending())[: None if seal else 1]:
+            writer.write(chunk, _embed(plan.digests[chunk.start : chunk.stop]))
+        if seal:
+            writer.seal()
+    return table
+
+
+@pytest.fixture
+def store(tmp_path):
+    return open_store(tmp_path / "store", create=True)
+
+
+@pytest.fixture
+def json_of(capsys):
+    """Return a function that runs `svp store ...` and returns what it printed."""
+
+    def call(*arguments, code=0):
+        assert run(["store", *map(str, arguments), "--json"]) == code, capsys.readouterr().err
+        return json.loads(capsys.readouterr().out) if code == 0 else capsys.readouterr().err
+
+    return call
+
+
+@pytest.mark.parametrize("command", ["copy", "sync"])
+def test_copy(store, tmp_path, json_of, command):
+    digests = _digests(30)
+    table = _fill(store, digests)
+    store.put_pool(Pool.create([f"i{n:02}" for n in range(30)], ["u"] * 30, digests))
+    done = json_of(command, store.url, tmp_path / "other", "--encoder", table.encoder_id)
+    assert done["schema"] == "svp.store.copy/1"
+    assert done["copied"]["segments"] == 1
+    copied = open_store(tmp_path / "other").table(table.encoder_id)
+    np.testing.assert_array_equal(copied.read(digests), _embed(digests))
+    assert json_of(command, store.url, tmp_path / "other")["copied"]["present"] == 1
+
+
+def test_copy_of_an_unknown_encoder(store, tmp_path, json_of):
+    json_of("copy", store.url, tmp_path / "other", "--encoder", "0" * 16, code=4)
+    json_of("copy", tmp_path / "nothing", tmp_path / "other", code=4)
+
+
+def test_every_command_shows_an_example(capsys):
+    for command in ("ls", "show", "verify", "copy", "sync"):
+        assert run(["store", command, "--help"]) == 0
+        printed = capsys.readouterr().out
+        assert f"svp store {command}" in printed.split("Example:")[1]
