@@ -84,6 +84,15 @@ class SegmentManifest:
         """Bytes of one embedding."""
         return self.dim * np.dtype(self.dtype).itemsize
 
+    @property
+    def rank(self) -> tuple[int, int, str]:
+        """Order of preference: of equal digests, the row in the segment of lowest rank is read.
+
+        Segments with more embeddings come first, so what is merged from others precedes them, and
+        deleting them changes nothing for a reader.
+        """
+        return (len(self.failures) - self.rows, -self.rows, self.id)
+
     def objects(self) -> tuple[StoredObject, ...]:
         """Return every stored object of the segment."""
         return (*self.metadata, *self.embeddings, *self.digests)

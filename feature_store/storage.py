@@ -8,12 +8,15 @@ offers the same (conditional PUT), so an object store is another class here and 
 import os
 import threading
 import uuid
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Final, Protocol
 
 from feature_store import atomic
 from feature_store.errors import FeatureStoreError
+
+_PROBE: Final = ".probe-"
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +26,18 @@ class Entry:
     name: str
     size: int | None
     """Bytes of an object, None for a prefix that holds further objects."""
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """One object of a walk."""
+
+    key: str
+    size: int
+    modified_s: float
+    """When it was written, in seconds since 1970 by the storage's clock."""
+    unfinished: bool
+    """Whether an interrupted writer left it: no object, and `list` does not show it."""
 
 
 class Storage(Protocol):
@@ -53,6 +68,9 @@ class Storage(Protocol):
 
         What a living writer has not finished is lost, too: only for objects that are published.
         """
+
+    def walk(self, prefix: str) -> Iterator[Found]:
+        """Yield all that lies below a prefix ("" for everything) at any depth, in any order."""
 
     def local_path(self, key: str) -> Path | None:
         """Return the file that holds the object, None where there are no files."""
@@ -122,6 +140,21 @@ class LocalStorage:
         for path in self._file(directory).glob(f".{start}*{atomic.TEMPORARY_SUFFIX}"):
             path.unlink(missing_ok=True)
 
+    def walk(self, prefix: str) -> Iterator[Found]:
+        """Yield the files below a directory, unfinished ones included."""
+        for directory, _, names in os.walk(self._file(prefix)):
+            for name in names:
+                path = Path(directory, name)
+                try:
+                    status = path.stat()
+                except FileNotFoundError:
+                    continue  # deleted or given its name meanwhile
+                unfinished = name.startswith(".") and (
+                    name.endswith(atomic.TEMPORARY_SUFFIX) or name.startswith(_PROBE)
+                )
+                key = path.relative_to(self._root).as_posix()
+                yield Found(key, status.st_size, status.st_mtime, unfinished)
+
     def local_path(self, key: str) -> Path | None:
         """Return the file of the object."""
         return self._file(key)
@@ -135,7 +168,7 @@ class LocalStorage:
         Some mounts (FUSE, SMB, exotic object-store gateways) lack hard links; without them two
         writers could replace each other's published chunks.
         """
-        path = self._root / f".probe-{uuid.uuid4().hex[:12]}"
+        path = self._root / f"{_PROBE}{uuid.uuid4().hex[:12]}"
         try:
             first = atomic.create_parts(path, (b"1",), durable=False)
             second = atomic.create_parts(path, (b"2",), durable=False)

@@ -45,7 +45,7 @@ class Rows:
 
 @dataclass(frozen=True, eq=False)
 class _Published:
-    """The published segments at one moment, in order of their ids."""
+    """The published segments at one moment, in order of their ranks."""
 
     readers: tuple[SegmentReader, ...] = ()
     offsets: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
@@ -314,7 +314,7 @@ class Table:
         return readers
 
     def _published(self) -> _Published:
-        readers = self._open()
+        readers = tuple(sorted(self._open(), key=lambda reader: reader.manifest.rank))
         known = self._state
         if known.readers == readers:
             return known

@@ -1,15 +1,21 @@
-"""The upkeep commands of `svp store`: copy."""
+"""The upkeep commands of `svp store`: copy, gc."""
 
 import contextlib
+import re
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from svp.cli.options import JsonOption, ResultFileOption
-from svp.cli.output import emit
+from svp.cli.output import emit, table
 from svp.cli.store import store_app
+from svp.errors import InputError
 from svp.progress import automatic
+
+_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+_AGE = re.compile(r"(\d+(?:\.\d+)?)([smhd])")
 
 
 @contextlib.contextmanager
@@ -61,3 +67,64 @@ def copy(
         as_json=as_json,
         result_file=result_file,
     )
+
+
+@store_app.command("gc")
+def gc(
+    store: Annotated[str, typer.Argument(help="The store.")],
+    delete: Annotated[
+        bool, typer.Option("--delete", help="Delete it; without this it is only listed.")
+    ] = False,
+    older_than: Annotated[
+        str,
+        typer.Option(
+            help="Least age, such as 90m, 24h or 7d: longer than any job pauses or reads."
+        ),
+    ] = "24h",
+    keep_study: Annotated[
+        list[Path] | None,
+        typer.Option(help="Touch no segment of the encoders this study used. May be repeated."),
+    ] = None,
+    as_json: JsonOption = False,
+    result_file: ResultFileOption = None,
+) -> None:
+    """List (or delete) what is left over: unfinished and superseded segments, temporary files.
+
+    What can be read stays: a published segment goes only when others hold all its rows.
+
+    Example:
+
+      svp store gc store --older-than 48h --delete
+    """
+    from feature_store import open_store
+    from feature_store.garbage import delete_garbage, find_garbage
+    from svp.study.references import used_encoders
+
+    age_s = _seconds(older_than)
+    kept = {encoder for study in keep_study or () for encoder in used_encoders(study)}
+    opened = open_store(store)
+    found = find_garbage(opened, older_than_s=age_s, keep=kept)
+    if delete:
+        found = delete_garbage(opened, found, older_than_s=age_s)
+    size = sum(item.bytes for item in found)
+    rows = [[item.kind, item.name, f"{item.bytes:,}", f"{item.age_s / 3600:.1f}"] for item in found]
+    lines = [table(["kind", "what", "bytes", "hours"], rows)] if found else []
+    if delete:
+        lines.append(f"Deleted {len(found):,} things, {size:,} bytes.")
+    else:
+        hint = " Add --delete to delete them." if found else ""
+        lines.append(f"{len(found):,} things, {size:,} bytes, may be deleted.{hint}")
+    emit(
+        "svp.store.gc/1",
+        {"deleted": delete, "bytes": size, "garbage": found, "kept_encoders": sorted(kept)},
+        "\n".join(lines),
+        as_json=as_json,
+        result_file=result_file,
+    )
+
+
+def _seconds(age: str) -> float:
+    match = _AGE.fullmatch(age.strip())
+    if match is None:
+        raise InputError(f"--older-than must be a number and s, m, h or d. Got {age!r}. Write 24h.")
+    return float(match[1]) * _SECONDS[match[2]]

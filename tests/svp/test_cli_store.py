@@ -1,5 +1,8 @@
 import hashlib
 import json
+import os
+import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -64,8 +67,46 @@ def test_copy_of_an_unknown_encoder(store, tmp_path, json_of):
     json_of("copy", tmp_path / "nothing", tmp_path / "other", code=4)
 
 
+def _age(store):
+    moment = time.time() - 2 * 86400
+    for path in Path(store.url).rglob("*"):
+        os.utime(path, (moment, moment))
+
+
+def test_gc(store, tmp_path, json_of):
+    table = _fill(store, _digests(30))
+    _fill(store, _digests(20, 100), seal=False)
+    assert json_of("gc", store.url)["garbage"] == []
+    _age(store)
+    assert json_of("gc", store.url, "--older-than", "3d")["garbage"] == []
+    found = json_of("gc", store.url)
+    assert found["schema"] == "svp.store.gc/1"
+    assert not found["deleted"]
+    assert [item["kind"] for item in found["garbage"]] == ["unfinished"]
+    study = tmp_path / "study"
+    (study / "rounds" / "000").mkdir(parents=True)
+    json_of("gc", store.url, "--keep-study", study, code=3)
+    (study / "study.toml").write_text("")
+    receipt = study / "rounds" / "000" / "round.json"
+    receipt.write_text(json.dumps({"encoder": {"id": table.encoder_id}}))
+    assert json_of("gc", store.url, "--keep-study", study)["garbage"] == []
+    receipt.write_text("{}")
+    json_of("gc", store.url, "--keep-study", study, "--delete", code=3)
+    receipt.unlink()
+    (study / "encoder.json").write_text(json.dumps({"encoder_id": "0" * 16}))
+    done = json_of("gc", store.url, "--keep-study", study, "--delete")
+    assert done["deleted"]
+    assert done["bytes"] == found["bytes"]
+    assert json_of("gc", store.url)["garbage"] == []
+    assert table.verify() == []
+
+
+def test_gc_wants_an_age(store, json_of):
+    assert "24h" in json_of("gc", store.url, "--older-than", "soon", code=3)
+
+
 def test_every_command_shows_an_example(capsys):
-    for command in ("ls", "show", "verify", "copy", "sync"):
+    for command in ("ls", "show", "verify", "copy", "sync", "gc"):
         assert run(["store", command, "--help"]) == 0
         printed = capsys.readouterr().out
         assert f"svp store {command}" in printed.split("Example:")[1]
