@@ -5,7 +5,7 @@ turns each into one line on stderr and the exit code of its class; anything else
 keeps its traceback.
 """
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 
 class SvpError(Exception):
@@ -27,9 +27,17 @@ class IdentityError(SvpError, RuntimeError):
 
 
 class FailureRateError(SvpError, RuntimeError):
-    """More items failed than the run allows."""
+    """More items failed than the run allows.
+
+    Attributes:
+        result: What the run did nevertheless, failures with their reasons included; or None.
+    """
 
     exit_code: ClassVar[int] = 5
+
+    def __init__(self, message: str, *, result: Any = None) -> None:
+        super().__init__(message)
+        self.result = result
 
 
 class TemporaryError(SvpError, RuntimeError):

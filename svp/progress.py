@@ -1,14 +1,15 @@
 """Progress of long work: a live bar on a terminal, plain lines everywhere else.
 
 Logs of batch jobs must neither flood nor fall silent, so off a terminal a line with rate and
-estimated time left is written every `interval_s` seconds, and once at the end.
+estimated time left is written every `interval_s` seconds, and once at the end of a task that took
+a second or more.
 """
 
 import contextlib
 import sys
 import time
 from collections.abc import Iterator
-from typing import Protocol, TextIO
+from typing import Final, Protocol, TextIO
 
 
 class Task(Protocol):
@@ -59,6 +60,9 @@ def _duration(seconds: float) -> str:
     return f"{minutes}m{rest:02d}s" if minutes else f"{rest}s"
 
 
+_NOTABLE_S: Final = 1.0
+
+
 class _LineTask:
     def __init__(
         self, label: str, total: int | None, unit: str, done: int, stream: TextIO, interval_s: float
@@ -68,6 +72,7 @@ class _LineTask:
         self._interval_s = interval_s
         self._start = self._last = time.monotonic()
         self._note = ""
+        self._written = False
 
     def advance(self, amount: int = 1, note: str = "") -> None:
         self._done += amount
@@ -79,6 +84,10 @@ class _LineTask:
 
     def write(self, *, final: bool = False) -> None:
         elapsed = max(time.monotonic() - self._start, 1e-9)
+        # The result says what was done; a line for each instant only hides the others.
+        if final and not self._written and elapsed < min(_NOTABLE_S, self._interval_s):
+            return
+        self._written = True
         rate = (self._done - self._start_done) / elapsed
         parts = [f"{self._label}: {self._done:,}"]
         if self._total is not None:
@@ -106,7 +115,7 @@ class Lines:
     def task(
         self, label: str, total: int | None, unit: str = "items", done: int = 0
     ) -> Iterator[Task]:
-        """Open a task that writes a line every `interval_s` seconds and one when it ends."""
+        """Open a task that writes a line every `interval_s` seconds and, if long, at its end."""
         task = _LineTask(label, total, unit, done, self._stream, self._interval_s)
         yield task
         task.write(final=True)

@@ -14,13 +14,15 @@ from svp.cli.options import (
     resolve_device,
 )
 from svp.cli.output import emit
-from svp.errors import InputError
+from svp.errors import FailureRateError, InputError
 from svp.progress import automatic
 
 if TYPE_CHECKING:
     from svp.embed import EmbedResult
 
 Precision = Literal["fp32", "bf16", "fp16"]
+
+_SHOWN = 10
 
 
 def init(
@@ -145,10 +147,6 @@ def embed(
 
       svp embed --source photos --encoder timm:resnet18@weights.safetensors --store store
     """
-    from svp.study.embedding import embed_source, embed_study
-    from svp.study.study import Study
-
-    progress = automatic()
     given: dict[str, Any] = {
         "encoder.spec": encoder,
         "encoder.precision": precision,
@@ -162,8 +160,40 @@ def embed(
         "chunk_rows": chunk_rows,
         "segment_rows": segment_rows,
         "shard": _parse_shard(shard),
-        "progress": progress,
+        "progress": automatic(),
     }
+    refused: FailureRateError | None = None
+    try:
+        result, following = _run(study, source, given, parse_settings(settings), device, options)
+    except FailureRateError as error:
+        if error.result is None:
+            raise
+        # Which images failed, and why, matters most when they were too many.
+        refused, result, following = error, error.result, "repair the images, then --retry"
+    emit(
+        "svp.embed/1",
+        {"result": result, "next": following},
+        _sentence(result, following),
+        as_json=as_json,
+        result_file=result_file,
+    )
+    if refused is not None:
+        raise refused
+
+
+def _run(
+    study: Path | None,
+    source: list[str] | None,
+    given: dict[str, Any],
+    settings: dict[str, Any],
+    device: str,
+    options: dict[str, Any],
+) -> "tuple[EmbedResult, str]":
+    """Embed a study or a source; return the result and what to do next."""
+    from svp.study.embedding import embed_source, embed_study
+    from svp.study.study import Study
+
+    encoder, store = given["encoder.spec"], given["store.url"]
     if study is not None:
         if source or encoder:
             raise InputError(
@@ -172,39 +202,33 @@ def embed(
         if store is not None:
             given["store.url"] = str(Path(store).expanduser().resolve())
         overrides = {key: value for key, value in given.items() if value is not None}
-        opened = Study.open(study, {**overrides, **parse_settings(settings)})
+        opened = Study.open(study, {**overrides, **settings})
         result = embed_study(opened, device=resolve_device(device), **options)
-        following = f"svp select {study} --budget N"
-    else:
-        if not source or encoder is None or store is None:
-            raise InputError(
-                "svp embed must know what to embed. Got neither a study nor all of --source, "
-                "--encoder and --store. See svp embed --help."
-            )
-        result = embed_source(
-            source,
-            encoder,
-            store,
-            precision=precision or "fp32",
-            batch_size=batch_size or 256,
-            workers=workers or 0,
-            device=resolve_device(device),
-            **options,
+        return result, f"svp select {study} --budget N"
+    if not source or encoder is None or store is None:
+        raise InputError(
+            "svp embed must know what to embed. Got neither a study nor all of --source, "
+            "--encoder and --store. See svp embed --help."
         )
-        following = "svp init STUDY with the same source, encoder and store"
-    emit(
-        "svp.embed/1",
-        {"result": result, "next": following},
-        _sentence(result, following),
-        as_json=as_json,
-        result_file=result_file,
+    result = embed_source(
+        source,
+        encoder,
+        store,
+        precision=given["encoder.precision"] or "fp32",
+        batch_size=given["encoder.batch_size"] or 256,
+        workers=given["encoder.workers"] or 0,
+        device=resolve_device(device),
+        **options,
     )
+    return result, "svp init STUDY with the same source, encoder and store"
 
 
 def _parse_shard(text: str) -> tuple[int, int]:
     index, _, count = text.partition("/")
-    if not (index.isdigit() and count.isdigit()):
-        raise InputError(f"--shard must be I/N. Got {text!r}. Write 0/4 for the first of four.")
+    if not (index.isdecimal() and count.isdecimal() and int(index) < int(count)):
+        raise InputError(
+            f"--shard must be I/N with I below N. Got {text!r}. Write 0/4 for the first of four."
+        )
     return int(index), int(count)
 
 
@@ -212,10 +236,13 @@ def _sentence(result: "EmbedResult", following: str) -> str:
     said = [f"Embedded {result.embedded:,} images, {result.reused:,} were there already."]
     if result.embedded:
         said.append(f"{result.images_per_s:,.0f} images/s, {result.seconds:.1f} s.")
-    if result.failed:
-        said.append(
-            f"{result.failed:,} could not be embedded; the reasons are in the store, and --retry "
-            "tries them again."
-        )
     said.append(f"Encoder {result.encoder_id}. Next: {following}")
-    return " ".join(said)
+    lines = [" ".join(said)]
+    if result.failed_items:
+        lines.append(
+            f"Could not be read or embedded: {result.failed_items:,}. --retry tries them again:"
+        )
+        lines += [f"  {one.id}: {one.kind}, {one.reason}" for one in result.failures[:_SHOWN]]
+        if result.failed_items > _SHOWN:
+            lines.append(f"  … and {result.failed_items - _SHOWN:,} more")
+    return "\n".join(lines)

@@ -1,5 +1,6 @@
 """Embed a study's images, and record which embeddings the study uses from then on."""
 
+import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -7,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from feature_store.atomic import write_json
 from svp.progress import Progress, Silent
 from svp.provenance import now, versions
+from svp.study.options import check_options
 from svp.study.study import Study
 
 if TYPE_CHECKING:
@@ -44,11 +46,7 @@ def embed_study(
 
     progress = progress if progress is not None else Silent()
     section = study.config.encoder
-    source = study.source()
-    scan = study.scan(source, progress)
-    encoder = open_encoder(
-        study.encoder_spec, device=device, precision=section.precision, progress=progress
-    )
+    check_options(study.config)
     config = _embed_config(
         batch_size=section.batch_size,
         workers=section.workers or None,
@@ -58,11 +56,19 @@ def embed_study(
         chunk_rows=chunk_rows,
         segment_rows=segment_rows,
     )
+    # What a typing error can spoil comes first: a scan reads every byte of the images.
+    source = study.source()
+    _check_store(study.store_url)
+    encoder = open_encoder(
+        study.encoder_spec, device=device, precision=section.precision, progress=progress
+    )
+    scan = study.scan(source, progress)
     result = embed(
         scan.pool,
         source,
         encoder,
         study.open_store(create=True),
+        unreadable=scan.failures,
         config=config,
         progress=progress,
     )
@@ -77,6 +83,7 @@ def embed_study(
             "items": len(scan.pool),
             "embedded": result.embedded,
             "failed": result.failed,
+            "failed_items": result.failed_items,
             "seconds": round(result.seconds, 2),
             "identity": encoder.identity,
             "created": now(),
@@ -120,12 +127,29 @@ def embed_source(
     from svp.encoders.encoder import open_encoder
 
     progress = progress if progress is not None else Silent()
-    opened = open_source(source)
-    scan = opened.scan(cache=DigestCache.default(), progress=progress)
-    encoder = open_encoder(encoder_spec, device=device, precision=precision, progress=progress)
     config = _embed_config(batch_size=batch_size, workers=workers or None, **options)
-    store = open_store(store_url, create=True)
-    return embed(scan.pool, opened, encoder, store, config=config, progress=progress)
+    opened = open_source(source)
+    _check_store(store_url)
+    encoder = open_encoder(encoder_spec, device=device, precision=precision, progress=progress)
+    scan = opened.scan(cache=DigestCache.default(), progress=progress)
+    return embed(
+        scan.pool,
+        opened,
+        encoder,
+        open_store(store_url, create=True),
+        unreadable=scan.failures,
+        config=config,
+        progress=progress,
+    )
+
+
+def _check_store(url: str) -> None:
+    """Refuse a store of another format without making one."""
+    from feature_store.errors import StoreNotFoundError
+    from feature_store.store import open_store
+
+    with contextlib.suppress(StoreNotFoundError):
+        open_store(url)
 
 
 def _embed_config(**options: Any) -> "EmbedConfig":

@@ -23,9 +23,18 @@ import torch
 
 from feature_store import Chunk, Failure, FeatureStore, Pool, SegmentPlan, SegmentWriter, Table
 from feature_store.index import first_occurrences
+from svp.data.failure import ScanFailure
+from svp.embed.result import (
+    EmbedResult,
+    check_rate,
+    first_failures,
+    item_failures,
+    shard_failures,
+    shard_rows,
+)
 from svp.encoders.encoder import Encoder, not_finite
 from svp.encoders.images import Batch, ImageFailure, Reader, read_batches
-from svp.errors import FailureRateError, InputError, TemporaryError
+from svp.errors import InputError, TemporaryError
 from svp.progress import Progress, Silent, Task
 from svp.provenance import hardware, versions
 
@@ -46,7 +55,8 @@ class EmbedConfig:
         workers: Decoding threads; None means one per processor.
         chunk_rows: Rows written at once, the most a kill can cost; None lets the store choose.
         segment_rows: Rows published at once; None lets the store choose.
-        max_failure_rate: Share of the pool's distinct images that may fail, in [0, 1].
+        max_failure_rate: Share of the distinct images that may fail, in [0, 1]; those that the
+            scan could not read count.
         retry: Try items again whose failure is recorded.
         shard: (i, n): embed only the i-th of n parts, from 0. Parts depend on the images alone,
             so n machines may start at different times.
@@ -75,45 +85,6 @@ class EmbedConfig:
             raise InputError(
                 f"shard must be (i, n) with 0 <= i < n. Got {self.shard}. Count from 0."
             )
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
-class EmbedResult:
-    """What an embedding run did. Numbers count distinct images, of this run's shard.
-
-    Attributes:
-        pool_id: The pool.
-        encoder_id: The encoder.
-        view: The view.
-        embedded: Embedded and published by this run.
-        reused: Embedded before, by anyone.
-        failed: Without an embedding after this run, their failure recorded.
-        failed_now: Those of `failed` that this run tried.
-        segments: Ids of the segments this run published.
-        seconds: Wall time.
-        images_per_s: Images tried per second of this run; 0 when nothing was to do.
-        waiting_share: Share of the time in which the encoder waited for images, in [0, 1].
-    """
-
-    pool_id: str
-    encoder_id: str
-    view: str
-    embedded: int
-    reused: int
-    failed: int
-    failed_now: int
-    segments: tuple[str, ...]
-    seconds: float
-    images_per_s: float
-    waiting_share: float
-
-
-def _shard(digests_N32: UInt8Array, shard: tuple[int, int]) -> Int64Array:
-    index, count = shard
-    if count == 1:
-        return np.arange(len(digests_N32))
-    keys_N = np.ascontiguousarray(digests_N32[:, :8]).view("<u8").reshape(-1)
-    return np.flatnonzero(keys_N % np.uint64(count) == index)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -212,6 +183,7 @@ def embed(
     *,
     view: str = EVAL,
     augment: Augment | None = None,
+    unreadable: Sequence[ScanFailure] = (),
     config: EmbedConfig | None = None,
     progress: Progress | None = None,
 ) -> EmbedResult:
@@ -226,11 +198,12 @@ def embed(
         augment: Makes any other view: float images in [0, 1] (B, 3, S, S) on the encoder's device
             and their digests (B, 32) to images of the same shape. An item's result must depend on
             its image, its digest and the view alone.
+        unreadable: What the scan that made the pool left out; counted and listed as failed.
         config: See `EmbedConfig`.
         progress: Where to report.
 
     Returns:
-        Counts, times and the segments published.
+        Counts, failures, times and the segments published.
 
     Raises:
         FailureRateError: More images failed than `config` allows; the others are published.
@@ -248,7 +221,7 @@ def embed(
     store.put_pool(pool)
     encoder_id = store.put_encoder(encoder.identity, about=encoder.provenance)
     table = store.table(encoder_id, view)
-    mine = _shard(pool.digests, config.shard)
+    mine = shard_rows(pool.digests, config.shard)
     todo = mine[table.missing(pool.digests[mine], retry=config.retry)]
     plans = table.plan(
         pool.digests[todo],
@@ -258,9 +231,9 @@ def embed(
         segment_rows=config.segment_rows,
     )
     published = _run(pool, source, encoder, table, plans, todo, augment, config, progress)
-    return _summary(
-        pool, encoder_id, table, mine, todo, published, config, time.perf_counter() - began
-    )
+    left_out = shard_failures(unreadable, config.shard)
+    seconds = time.perf_counter() - began
+    return _summary(pool, encoder_id, table, mine, todo, published, left_out, config, seconds)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -339,6 +312,7 @@ def _summary(
     mine: Int64Array,
     todo: Int64Array,
     published: _Published,
+    unreadable: Sequence[ScanFailure],
     config: EmbedConfig,
     seconds: float,
 ) -> EmbedResult:
@@ -346,6 +320,7 @@ def _summary(
     distinct = len(first_occurrences(pool.digests[mine]))
     failed = len(table.missing(pool.digests[mine], retry=True))
     failed_now = len(table.missing(pool.digests[todo], retry=True)) if len(todo) else 0
+    failures = item_failures(pool, table, mine, unreadable)
     result = EmbedResult(
         pool_id=pool.id,
         encoder_id=encoder_id,
@@ -354,17 +329,15 @@ def _summary(
         reused=distinct - failed - (len(todo) - failed_now),
         failed=failed,
         failed_now=failed_now,
+        unreadable=len(unreadable),
+        failed_items=len(failures),
+        failures=first_failures(failures),
         segments=published.segments,
         seconds=seconds,
         images_per_s=published.tried / published.seconds if published.seconds else 0.0,
         waiting_share=published.waiting_share,
     )
-    if failed > config.max_failure_rate * distinct:
-        raise FailureRateError(
-            f"At most {config.max_failure_rate:.2%} of the images may fail. Got {failed:,} of "
-            f"{distinct:,}; the others are published. Look at the reasons with `svp store show`, "
-            "repair the files and run with --retry, or raise --max-failure-rate."
-        )
+    check_rate(result, distinct=distinct, allowed=config.max_failure_rate)
     return result
 
 
