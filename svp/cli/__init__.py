@@ -2,9 +2,10 @@
 
 Exit codes: 0 done (also when there was nothing to do), 1 bug, 2 usage, 3 bad input or
 configuration, 4 store invalid or identity mismatch, 5 too many failed items, 75 temporary,
-130 and 143 stopped by SIGINT and SIGTERM.
+130 and 143 stopped by SIGINT and SIGTERM, 141 the reader of its output went away.
 """
 
+import contextlib
 import errno
 import os
 import signal
@@ -16,23 +17,68 @@ from typing import NoReturn
 # Tensor libraries may otherwise start one busy thread per core in every worker process.
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-
-class _Terminated(BaseException):
-    """SIGTERM, raised in the main thread so that every `finally` runs."""
+_STOPPED = "Stopped. Run the same command again to continue."
 
 
-def _on_sigterm(number: int, frame: FrameType | None) -> NoReturn:
-    del number, frame
-    raise _Terminated
+# Paths that a person can correct, and conditions that pass.
+_WRONG_PATH = {
+    errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.EEXIST, errno.ENOTDIR,
+    errno.EISDIR, errno.ENOTEMPTY, errno.ELOOP, errno.ENAMETOOLONG,
+}  # fmt: skip
+_FULL = {errno.ENOSPC, errno.EDQUOT}
+_PASSING = {
+    errno.EAGAIN, errno.EBUSY, errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE,
+    errno.ETIMEDOUT, errno.ECONNRESET, errno.ENETUNREACH, errno.EHOSTUNREACH,
+}  # fmt: skip
+
+
+class _Stopped(BaseException):
+    """SIGINT or SIGTERM, raised in the main thread so that every `finally` runs."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.exit_code = 128 + number
+
+
+def _on_signal(number: int, frame: FrameType | None) -> NoReturn:
+    del frame
+    raise _Stopped(number)
 
 
 def _one_line(error: BaseException) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
+def _said_by_system(error: OSError) -> str:
+    # The second name is the one the user gave; the first is often a temporary file.
+    name = error.filename2 or error.filename
+    reason = error.strerror or _one_line(error)
+    return f"{reason}: {name}." if name else f"{reason}."
+
+
 def _fail(code: int, message: str) -> int:
-    print(f"svp: {message}", file=sys.stderr, flush=True)
+    with contextlib.suppress(OSError):  # stderr may be gone, the exit code still speaks
+        print(f"svp: {message}", file=sys.stderr, flush=True)
     return code
+
+
+def _pipe_closed() -> int:
+    """The reader of a pipe went away (`svp … | head`): nothing to tell anyone."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 141
+
+
+def _of_system(error: OSError) -> int | None:
+    """Return the exit code for what the operating system refused, or None for a bug."""
+    if error.errno in _FULL:
+        message = f"{_said_by_system(error)} Free some space and run the same command again."
+        return _fail(75, message)
+    if error.errno in _PASSING:
+        return _fail(75, f"{_said_by_system(error)} Run the same command again.")
+    if error.errno in _WRONG_PATH:
+        return _fail(3, f"{_said_by_system(error)} Correct the path or its permissions.")
+    return _pipe_closed() if error.errno == errno.EPIPE else None
 
 
 def _is_from_store(error: Exception) -> bool:
@@ -51,37 +97,46 @@ def run(arguments: Sequence[str]) -> int:
     except SvpError as error:
         return _fail(error.exit_code, _one_line(error))
     except KeyboardInterrupt:
-        return _fail(130, "Stopped. Run the same command again to continue.")
-    except _Terminated:
-        return _fail(143, "Stopped. Run the same command again to continue.")
-    except OSError as error:
-        if _is_from_store(error):
-            return _fail(4, _one_line(error))
-        if error.errno in {errno.ENOSPC, errno.EDQUOT}:
-            return _fail(75, f"{_one_line(error)}. Free some space and run the same command again.")
-        if error.errno in {errno.EACCES, errno.EROFS, errno.ENOTDIR, errno.EISDIR}:
-            return _fail(3, f"{_one_line(error)}.")
-        if error.errno == errno.EPIPE:
-            # The reader of a pipe went away (`svp … | head`): nothing to tell anyone.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            return 141
+        return _fail(130, _STOPPED)
+    except _Stopped as stopped:
+        return _fail(stopped.exit_code, _STOPPED)
+    except SystemExit as leaving:
+        # Typer leaves by itself when the reader of a pipe is gone.
+        cause = leaving.__context__
+        if isinstance(cause, OSError) and cause.errno == errno.EPIPE:
+            return _pipe_closed()
         raise
     except Exception as error:
         if _is_from_store(error):
             return _fail(4, _one_line(error))
-        # Typer's usage errors; it has vendored click in some versions and not in others, so they
-        # are known by what they can do.
-        format_message = getattr(error, "format_message", None)
-        if format_message is None:
-            raise
-        context = getattr(error, "ctx", None)
-        where = context.command_path if context is not None else "svp"
-        message = " ".join(format_message().split())
-        return _fail(2, f"{message} Try: {where} --help")
+        if isinstance(error, OSError):
+            code = _of_system(error)
+            if code is None:
+                raise
+            return code
+        return _usage(error)
     return outcome if isinstance(outcome, int) else 0
+
+
+def _usage(error: Exception) -> int:
+    # Typer's usage errors; it has vendored click in some versions and not in others, so they
+    # are known by what they can do.
+    format_message = getattr(error, "format_message", None)
+    if format_message is None:
+        raise error
+    if type(error).__name__ == "NoArgsIsHelpError":
+        print(format_message(), file=sys.stderr)
+        return 2
+    context = getattr(error, "ctx", None)
+    where = context.command_path if context is not None else "svp"
+    message = " ".join(format_message().split())
+    return _fail(2, f"{message.removesuffix('.')}. Try: {where} --help")
 
 
 def main() -> None:
     """Run the command line as a process."""
-    signal.signal(signal.SIGTERM, _on_sigterm)
+    signal.signal(signal.SIGTERM, _on_signal)
+    # A shell starts background jobs with SIGINT ignored; that stays so.
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, _on_signal)
     sys.exit(run(sys.argv[1:]))

@@ -18,9 +18,11 @@ encoders_app = typer.Typer(
 
 
 @strategies_app.callback(invoke_without_command=True)
-def _strategies(context: typer.Context) -> None:
+def _strategies(
+    context: typer.Context, as_json: JsonOption = False, result_file: ResultFileOption = None
+) -> None:
     if context.invoked_subcommand is None:
-        list_strategies()
+        list_strategies(as_json, result_file)
 
 
 @strategies_app.command("list")
@@ -77,9 +79,11 @@ def show_strategy(
 
 
 @encoders_app.callback(invoke_without_command=True)
-def _encoders(context: typer.Context) -> None:
+def _encoders(
+    context: typer.Context, as_json: JsonOption = False, result_file: ResultFileOption = None
+) -> None:
     if context.invoked_subcommand is None:
-        list_encoders()
+        list_encoders(as_json, result_file)
 
 
 @encoders_app.command("list")

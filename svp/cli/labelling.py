@@ -37,7 +37,9 @@ def select(
     proxy: Annotated[
         Literal["linear", "mlp"] | None, typer.Option("--proxy", help="Instead of the study's.")
     ] = None,
-    seed: Annotated[int | None, typer.Option("--seed", help="Instead of the study's.")] = None,
+    seed: Annotated[
+        int | None, typer.Option("--seed", min=0, help="Instead of the study's.")
+    ] = None,
     device: DeviceOption = "auto",
     settings: SetOption = None,
     as_json: JsonOption = False,

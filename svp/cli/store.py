@@ -1,7 +1,8 @@
 """`svp store`: what is in a feature store, and whether it is intact."""
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -38,7 +39,7 @@ def ls(
             tables.append(
                 {
                     "encoder": encoder_id,
-                    "architecture": str(identity.get("architecture", "")),
+                    "architecture": _short(identity.get("architecture")),
                     "view": view,
                     "rows": held.rows,
                     "dim": held.dim,
@@ -57,6 +58,12 @@ def ls(
         as_json=as_json,
         result_file=result_file,
     )
+
+
+def _short(architecture: Any) -> str:
+    if not isinstance(architecture, Mapping):
+        return str(architecture or "")
+    return " ".join(str(architecture[key]) for key in ("family", "model") if key in architecture)
 
 
 @store_app.command("show")

@@ -58,7 +58,9 @@ def pretrain(
         str | None,
         typer.Option("--exclude-split", help="Leave out the items of this split of the source."),
     ] = "test",
-    seed: Annotated[int, typer.Option("--seed", help="Decides weights, order and views.")] = 0,
+    seed: Annotated[
+        int, typer.Option("--seed", min=0, help="Decides weights, order and views.")
+    ] = 0,
     workers: Annotated[
         int, typer.Option("--workers", min=0, help="Decoding threads; 0 = one per core.")
     ] = 0,
@@ -163,7 +165,7 @@ def finetune(
     labels = None
     if simulated is not None:
         parts = simulated.split("/")
-        if len(parts) != 3 or not parts[2].isdigit():
+        if len(parts) != 3 or not parts[2].isdecimal():
             raise InputError(
                 f"--simulated must be STRATEGY/PROXY/SEED. Got {simulated!r}. "
                 "Write margin/linear/0."
@@ -291,7 +293,7 @@ def simulation_text(done: "SimulationResult") -> str:
 
 def demo(
     folder: Annotated[Path, typer.Argument(help="Where to write everything.")] = Path("demo"),
-    seed: Annotated[int, typer.Option("--seed", help="Decides every random choice.")] = 0,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Decides every random choice.")] = 0,
     as_json: JsonOption = False,
     result_file: ResultFileOption = None,
 ) -> None:

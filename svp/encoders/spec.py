@@ -113,6 +113,14 @@ def _parse_family(text: str, family: str, rest: str) -> EncoderSpec:
     )
 
 
+def _encoder_folders(folder: Path) -> list[str]:
+    """Return the names of the encoder directories beside a directory that does not exist."""
+    try:
+        return [path.parent.name for path in folder.parent.glob("*/encoder.json")]
+    except OSError:
+        return []
+
+
 def parse_spec(spec: str) -> EncoderSpec:
     """Parse an encoder name.
 
@@ -141,7 +149,7 @@ def parse_spec(spec: str) -> EncoderSpec:
     if not colon or "/" in family:
         raise InputError(
             f"An encoder must be FAMILY:MODEL or an existing directory. Got {text!r}. "
-            f"Families: {', '.join(known)}."
+            f"Families: {', '.join(known)}. {near_names(folder.name, _encoder_folders(folder))}"
         )
     raise InputError(
         f"The family of an encoder must be one of {', '.join(known)}. Got {family!r} in {text!r}. "

@@ -116,8 +116,9 @@ def pretrain(
     }
     output.mkdir(parents=True, exist_ok=True)
     if (output / _RECORD).exists():
+        finished = _finished(output, identity)
         progress.say(f"{output} is finished; nothing to do.")
-        return _finished(output, identity)
+        return finished
 
     run = Run(images_u8_N3SS, config, seed=seed, device=torch.device(device))
     state = checkpoint.load(output / _CHECKPOINT, identity)

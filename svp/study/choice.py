@@ -197,6 +197,12 @@ def choose(
     candidates_U = np.asarray(
         [row for row, key in enumerate(features.ids) if key not in taken], dtype=np.int64
     )
+    if not len(candidates_U):
+        raise InputError(
+            f"There must be items left to label. Got none: of {len(features.ids)} with an "
+            f"embedding {len(labelled_L)} are labelled and {len(pending)} wait for a label, and "
+            f"{features.dropped} could not be embedded. Add images."
+        )
     if budget > len(candidates_U):
         raise InputError(
             f"The budget must be at most {len(candidates_U)}, the items left to label. "

@@ -192,12 +192,29 @@ def _current(study: Study, files: Collection[str] | None) -> dict[str, Label]:
         )
     current: dict[str, Label] = {}
     for name in present if files is None else sorted(files):
-        with (study.labels_dir / name).open(encoding="utf-8", newline="") as stream:
-            for cells in csv.DictReader(stream):
-                row = Label(**{column: cells[column] for column in COLUMNS})
-                if row.id not in current or not _older(row, current[row.id]):
-                    current[row.id] = row
+        for row in _read_import(study.labels_dir / name):
+            if row.id not in current or not _older(row, current[row.id]):
+                current[row.id] = row
     return current
+
+
+def _read_import(path: Path) -> list[Label]:
+    try:
+        if not path.name.partition("-")[0].isdecimal():
+            raise ValueError("its name has no number")
+        with path.open(encoding="utf-8", newline="") as stream:
+            rows = [
+                Label(**{column: cells[column] for column in COLUMNS})
+                for cells in csv.DictReader(stream)
+            ]
+        for row in rows:
+            _moment(row.labeled_at or "2000-01-01")
+    except (ValueError, KeyError, TypeError, AttributeError, csv.Error) as error:
+        raise InputError(
+            f"The files of {path.parent} must be those that svp wrote. Got {path.name} "
+            f"({type(error).__name__}: {error}). Move it away, then: svp labels import STUDY FILE"
+        ) from error
+    return rows
 
 
 def _older(row: Label, than: Label) -> bool:

@@ -10,8 +10,10 @@ from typing import Any, Final
 
 from feature_store.atomic import write_bytes
 from feature_store.digest import canonical_json, sha256_hex
+from svp.errors import InputError
 from svp.study.study import Study
 
+ROUND_SCHEMA: Final = "svp.round/1"
 SELECTION_COLUMNS: Final = (
     "round",
     "rank",
@@ -79,8 +81,25 @@ def round_folders(study: Study) -> list[Path]:
 
 
 def read_round(folder: Path, *, reopened: bool = True) -> RoundResult:
-    """Read a finished round."""
+    """Read a finished round.
+
+    Raises:
+        InputError: Its files are not those that `svp select` wrote.
+    """
+    try:
+        return _read_round(folder, reopened)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(
+            f"A round must be as `svp select` wrote it. Got {folder} "
+            f"({type(error).__name__}: {reason}). Restore its files, or delete the folder."
+        ) from error
+
+
+def _read_round(folder: Path, reopened: bool) -> RoundResult:
     receipt: dict[str, Any] = json.loads((folder / "round.json").read_text(encoding="utf-8"))
+    if receipt["schema"] != ROUND_SCHEMA:
+        raise ValueError(f"schema {receipt['schema']!r}, not {ROUND_SCHEMA!r}")
     with (folder / "selection.csv").open(encoding="utf-8", newline="") as stream:
         picks = tuple(
             Pick(

@@ -17,7 +17,9 @@ from svp.progress import Progress, Silent
 from svp.provenance import hardware, now, versions
 from svp.study.choice import Choice, Clock, Plan, choose, evaluate, plan_of_receipt, plan_round
 from svp.study.labels import label_files, labels_digest, read_labels
+from svp.study.options import check_options
 from svp.study.record import (
+    ROUND_SCHEMA,
     RoundResult,
     read_round,
     read_rounds,
@@ -63,6 +65,9 @@ def select(
     """
     if budget < 1:
         raise InputError(f"The budget must be at least 1. Got {budget}. Ask for more items.")
+    if seed is not None and seed < 0:
+        raise InputError(f"seed must be 0 or more. Got {seed}. Correct it.")
+    check_options(study.config)
     progress = progress if progress is not None else Silent()
     labels = read_labels(study)
     done = read_rounds(study)
@@ -208,7 +213,7 @@ def _receipt(
     counts = Counter(choice.names_L)
     encoder = study.config.encoder
     return {
-        "schema": "svp.round/1",
+        "schema": ROUND_SCHEMA,
         "round": plan.number,
         "created": now(),
         "seed": plan.seed,

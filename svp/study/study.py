@@ -208,7 +208,13 @@ class Study:
         path = self.path / "encoder.json"
         if not path.is_file():
             return None
-        recorded: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        try:
+            recorded: dict[str, Any] = dict(json.loads(path.read_text(encoding="utf-8")))
+        except (ValueError, TypeError) as error:
+            raise InputError(
+                f"{path} must be as `svp embed` wrote it. Got {type(error).__name__}: {error}. "
+                f"Delete it, then: svp embed {self.path}"
+            ) from error
         asked = {"spec": self.config.encoder.spec, "precision": self.config.encoder.precision}
         same = all(recorded.get(key) == value for key, value in asked.items())
         return recorded if same else None

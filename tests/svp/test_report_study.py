@@ -53,6 +53,7 @@ def add_round(study, number, ids, *, used, metrics, timings):
     )
     write_selection(folder, number, "kmeans" if used == 0 else "margin", picks)
     receipt = {
+        "schema": "svp.round/1",
         "pool": {"id": "00ff", "items": 5},
         "encoder": {"id": "e1", "view": "eval"},
         "labels": {"used": used, "digest": "d"},
