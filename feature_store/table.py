@@ -86,8 +86,13 @@ class Table:
     @property
     def rows(self) -> int:
         """Number of distinct items that have an embedding."""
+        return len(self.digests())
+
+    def digests(self) -> NDArray[np.uint8]:
+        """Return the digests of all items that have an embedding, (rows, 32), in stored order."""
         stored = self._published().digests
-        return len(first_occurrences(stored[stored.any(axis=1)]))
+        stored = stored[stored.any(axis=1)]
+        return stored[first_occurrences(stored)]
 
     def segments(self) -> tuple[SegmentManifest, ...]:
         """Return the manifests of the published segments, ordered by id.

@@ -1,6 +1,7 @@
-"""The upkeep commands of `svp store`: copy, gc."""
+"""The upkeep commands of `svp store`: copy, gc, export."""
 
 import contextlib
+import enum
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -128,3 +129,63 @@ def _seconds(age: str) -> float:
     if match is None:
         raise InputError(f"--older-than must be a number and s, m, h or d. Got {age!r}. Write 24h.")
     return float(match[1]) * _SECONDS[match[2]]
+
+
+class ExportForm(enum.StrEnum):
+    """What `svp store export` writes."""
+
+    zarr = "zarr"
+    parquet = "parquet"
+    npy = "npy"
+
+
+class Precision(enum.StrEnum):
+    """Numbers that `svp store export` writes."""
+
+    float16 = "float16"
+    float32 = "float32"
+
+
+@store_app.command("export")
+def export(
+    store: Annotated[str, typer.Argument(help="The store.")],
+    encoder: Annotated[str, typer.Argument(help="Encoder id, as `svp store ls` lists it.")],
+    out: Annotated[Path, typer.Argument(help="A new folder, or a new file for Parquet.")],
+    form: Annotated[ExportForm, typer.Option("--format", help="What to write.")],
+    pool: Annotated[
+        str | None, typer.Option(help="Only this pool's items, in its order and by its ids.")
+    ] = None,
+    view: Annotated[str, typer.Option(help="View of the table.")] = "eval",
+    dtype: Annotated[Precision | None, typer.Option(help="Default: as stored.")] = None,
+    as_json: JsonOption = False,
+    result_file: ResultFileOption = None,
+) -> None:
+    """Write embeddings for other programs: one Zarr array, one Parquet file, or npy and ids.csv.
+
+    Example:
+
+      svp store export store 0123456789abcdef vectors.parquet --format parquet
+    """
+    from feature_store import open_store
+    from feature_store.export import export_table
+
+    if out.exists():
+        raise InputError(f"OUT must not exist. Got {out}. Choose another name or remove it.")
+    opened = open_store(store)
+    with _reported("Exporting", "rows") as report:
+        done = export_table(
+            opened.table(encoder, view),
+            out,
+            form=form.value,
+            pool=None if pool is None else opened.pool(pool),
+            dtype=None if dtype is None else dtype.value,
+            report=report,
+        )
+    left_out = f"; {done.failed:,} failed items have none" if done.failed else ""
+    emit(
+        "svp.store.export/1",
+        {"exported": done},
+        f"Wrote {done.rows:,} embeddings of width {done.dim} to {done.path}{left_out}.",
+        as_json=as_json,
+        result_file=result_file,
+    )

@@ -105,8 +105,34 @@ def test_gc_wants_an_age(store, json_of):
     assert "24h" in json_of("gc", store.url, "--older-than", "soon", code=3)
 
 
+def test_export(store, tmp_path, json_of):
+    digests = _digests(30)
+    table = _fill(store, digests)
+    pool = store.put_pool(Pool.create([f"i{n:02}" for n in range(9)], ["u"] * 9, digests[:9]))
+    out = tmp_path / "vectors"
+    export = ["export", store.url, table.encoder_id, out, "--format", "npy"]
+    done = json_of(*export, "--pool", pool, "--dtype", "float32")
+    assert done["schema"] == "svp.store.export/1"
+    assert done["exported"]["rows"] == 9
+    x = np.load(out / "embeddings.npy", allow_pickle=False)
+    assert x.dtype == np.float32
+    np.testing.assert_array_equal(x, _embed(digests[:9]))
+    assert "must not exist" in json_of(*export, code=3)
+    json_of(
+        "export",
+        store.url,
+        table.encoder_id,
+        tmp_path / "x",
+        "--format",
+        "npy",
+        "--view",
+        "v",
+        code=4,
+    )
+
+
 def test_every_command_shows_an_example(capsys):
-    for command in ("ls", "show", "verify", "copy", "sync", "gc"):
+    for command in ("ls", "show", "verify", "copy", "sync", "gc", "export"):
         assert run(["store", command, "--help"]) == 0
         printed = capsys.readouterr().out
         assert f"svp store {command}" in printed.split("Example:")[1]
