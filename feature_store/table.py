@@ -353,12 +353,15 @@ class Table:
 def _count_failures(readers: tuple[SegmentReader, ...]) -> dict[bytes, tuple[Failure, int]]:
     """Return the newest reason and the number of failures of each digest that ever failed."""
     failures: dict[bytes, tuple[Failure, int]] = {}
+    counted: set[tuple[bytes, int]] = set()
     # The attempt orders them in time, so the last reason stays.
     for reader in sorted(readers, key=lambda reader: reader.manifest.attempt):
         for entry in reader.manifest.failures:
-            digest = bytes.fromhex(entry.digest)
+            digest, attempt = bytes.fromhex(entry.digest), reader.manifest.attempt
             count = failures[digest][1] if digest in failures else 0
-            failures[digest] = (entry.failure, count + 1)
+            # A merged segment repeats the failures of its sources; they happened once.
+            failures[digest] = (entry.failure, count + ((digest, attempt) not in counted))
+            counted.add((digest, attempt))
     return failures
 
 

@@ -1,4 +1,4 @@
-"""The upkeep commands of `svp store`: copy, gc, export."""
+"""The upkeep commands of `svp store`: copy, gc, export, compact."""
 
 import contextlib
 import enum
@@ -186,6 +186,45 @@ def export(
         "svp.store.export/1",
         {"exported": done},
         f"Wrote {done.rows:,} embeddings of width {done.dim} to {done.path}{left_out}.",
+        as_json=as_json,
+        result_file=result_file,
+    )
+
+
+@store_app.command("compact")
+def compact(
+    store: Annotated[str, typer.Argument(help="The store.")],
+    encoder: Annotated[
+        list[str] | None,
+        typer.Option("--encoder", help="Only this encoder's tables. May be repeated."),
+    ] = None,
+    as_json: JsonOption = False,
+    result_file: ResultFileOption = None,
+) -> None:
+    """Merge small segments into large ones, bit for bit; `svp store gc` removes the old ones.
+
+    Example:
+
+      svp store compact store
+    """
+    from feature_store import open_store
+    from feature_store.compaction import compact_table
+
+    opened = open_store(store)
+    done: list[dict[str, Any]] = []
+    for encoder_id in encoder or opened.encoders():
+        for view in opened.views(encoder_id):
+            held = opened.table(encoder_id, view)
+            with _reported(f"Merging {encoder_id} {view}") as report:
+                merged = compact_table(opened.storage, held, report=report)
+            done.append({"encoder": encoder_id, "view": view, "compacted": merged})
+    sources = sum(len(one["compacted"].sources) for one in done)
+    segments = sum(len(one["compacted"].merged) for one in done)
+    hint = " `svp store gc` lists the old ones after a day." if sources else ""
+    emit(
+        "svp.store.compact/1",
+        {"tables": done},
+        f"Merged {sources:,} segments into {segments:,}.{hint}",
         as_json=as_json,
         result_file=result_file,
     )

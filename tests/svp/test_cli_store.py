@@ -131,8 +131,23 @@ def test_export(store, tmp_path, json_of):
     )
 
 
+def test_compact(store, json_of):
+    for start in range(0, 40, 10):
+        table = _fill(store, _digests(10, start))
+    done = json_of("compact", store.url)
+    assert done["schema"] == "svp.store.compact/1"
+    (merged,) = [one["compacted"] for one in done["tables"]]
+    assert (len(merged["merged"]), len(merged["sources"]), merged["rows"]) == (1, 4, 40)
+    _age(store)
+    assert json_of("gc", store.url, "--delete")["deleted"]
+    assert [segment.id for segment in table.segments()] == merged["merged"]
+    np.testing.assert_array_equal(table.read(_digests(40)), _embed(_digests(40)))
+    again = json_of("compact", store.url, "--encoder", table.encoder_id)
+    assert again["tables"][0]["compacted"]["merged"] == []
+
+
 def test_every_command_shows_an_example(capsys):
-    for command in ("ls", "show", "verify", "copy", "sync", "gc", "export"):
+    for command in ("ls", "show", "verify", "copy", "sync", "gc", "export", "compact"):
         assert run(["store", command, "--help"]) == 0
         printed = capsys.readouterr().out
         assert f"svp store {command}" in printed.split("Example:")[1]
