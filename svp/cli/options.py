@@ -1,5 +1,6 @@
 """Options that mean the same in every command."""
 
+import os
 import tomllib
 from pathlib import Path
 from typing import Annotated, Any
@@ -10,8 +11,24 @@ from svp.errors import InputError
 
 StudyArgument = Annotated[Path, typer.Argument(help="The study's folder, as `svp init` wrote it.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")]
+
+
+def _writable(path: Path | None) -> Path | None:
+    # Found out at the start: the result of hours must not meet a path that cannot hold it.
+    if path is not None:
+        folder = next(above for above in path.absolute().parents if above.exists())
+        if path.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
+            raise InputError(
+                f"--result-file must be a file that can be written. Got {path}. Correct the path."
+            )
+    return path
+
+
 ResultFileOption = Annotated[
-    Path | None, typer.Option("--result-file", help="Write the JSON result to this file too.")
+    Path | None,
+    typer.Option(
+        "--result-file", callback=_writable, help="Write the JSON result to this file too."
+    ),
 ]
 DeviceOption = Annotated[
     str,
