@@ -21,12 +21,14 @@ from feature_store.errors import (
     FeatureStoreError,
     MissingRowsError,
     PoolError,
+    StorageUnavailableError,
     StoreConflictError,
     StoreFormatError,
     StoreNotFoundError,
 )
 from feature_store.layout import Chunk
 from feature_store.manifest import FailedRow, Failure, FailureKind, SegmentManifest, StoredObject
+from feature_store.object_storage import ObjectStorage
 from feature_store.plan import SegmentPlan
 from feature_store.pool import Pool
 from feature_store.segment import SegmentWriter
@@ -52,6 +54,7 @@ __all__ = [
     "StoredObject",
     "Storage",
     "LocalStorage",
+    "ObjectStorage",
     "open_storage",
     "canonical_json",
     "sha256_hex",
@@ -60,6 +63,7 @@ __all__ = [
     "EncoderMismatchError",
     "MissingRowsError",
     "PoolError",
+    "StorageUnavailableError",
     "StoreConflictError",
     "StoreFormatError",
     "StoreNotFoundError",

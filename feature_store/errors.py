@@ -55,3 +55,7 @@ class EncoderMismatchError(FeatureStoreError, ValueError):
 
 class StoreConflictError(FeatureStoreError, RuntimeError):
     """Two writers described the same object differently; nothing was overwritten."""
+
+
+class StorageUnavailableError(FeatureStoreError):
+    """The storage did not answer although it was asked again and again: try later."""

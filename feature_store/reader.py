@@ -12,13 +12,11 @@ import hashlib
 import io
 import itertools
 import mmap
-import operator
 import os
 import sys
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
 from typing import Any, Final
 
 import crc32c
@@ -26,11 +24,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from feature_store import layout
+from feature_store.checks import ChunkChecks
 from feature_store.errors import CorruptChunkError
 from feature_store.layout import CHECKSUM_BYTES, DIGEST_BYTES
 from feature_store.manifest import SegmentManifest, StoredObject
+from feature_store.remote import RemoteChunks
 from feature_store.runs import Runs
 from feature_store.storage import Storage
+from feature_store.threads import each, mapped
 
 THREADS: Final = 2
 BLOCK_BYTES: Final = 2**20
@@ -75,14 +76,18 @@ class SegmentReader:
         self._stored_dtype = self.dtype.newbyteorder("<")
         # Where objects are files, the directory of the segment; reading skips the seam there.
         self._directory = storage.local_path(self._prefix)
-        self._verified: set[int] = set()
+        self._checks = ChunkChecks(manifest)
+        self._remote = RemoteChunks(storage, self._prefix, manifest, self._checks)
+        self._threads = max(THREADS, storage.parallel)
         self._payload_bytes = manifest.chunk_rows * manifest.row_bytes
 
     @functools.cached_property
     def is_direct(self) -> bool:
         """Whether the segment has exactly our codecs. Reading this proves its metadata."""
         manifest = self.manifest
-        metadata = {stored.key: self._checked(stored) for stored in manifest.metadata}
+        contents = mapped(self._checked, manifest.metadata, self._storage.parallel)
+        keys = (stored.key for stored in manifest.metadata)
+        metadata = dict(zip(keys, contents, strict=True))
         return (
             metadata.get("embeddings/zarr.json")
             == layout.embeddings_metadata(
@@ -103,7 +108,7 @@ class SegmentReader:
             flat = np.frombuffer(b"".join(parts), np.uint8)
             digests = flat.reshape(-1, DIGEST_BYTES)[: self.manifest.rows]
         if len(digests) != self.manifest.rows:
-            raise self._damaged("digests", f"{len(digests)} rows")
+            raise self._checks.damaged("digests", f"{len(digests)} rows")
         return digests
 
     def read(self, runs: Runs, out: NDArray[Any], *, verify: bool = True) -> None:
@@ -124,23 +129,26 @@ class SegmentReader:
         pieces, chunk_of = runs.cut(starts)
         # A run of at least half a chunk is read as a slice: checking it costs at most double.
         sliced = 2 * pieces.length >= np.minimum(chunk_rows, rows - starts[chunk_of])
-        local = self._directory is not None and self._stored_dtype == self.dtype
-        direct = local and self.is_direct
+        local = self._directory is not None
+        direct = self._stored_dtype == self.dtype and self.is_direct
+        read_into = self._read_into if local else self._remote.read_into
 
         def read_slice(piece: tuple[int, int, int, int]) -> None:
             row, position, length, index = piece
             lower = row - index * chunk_rows
             target = out[position : position + length]
             if direct:
-                self._read_into(index, lower, target, verify=verify)
+                read_into(index, lower, target, verify=verify)
             else:
                 target[...] = self._chunk(index, verify=verify)[lower : lower + length]
 
         columns = (pieces.row, pieces.position, pieces.length, chunk_of)
-        _each(read_slice, zip(*(column[sliced].tolist() for column in columns), strict=True))
+        whole = zip(*(column[sliced].tolist() for column in columns), strict=True)
+        each(read_slice, whole, self._threads)
         if not sliced.all():
             rest = pieces[~sliced]
-            self._gather(rest.rows(), rest.positions(), out, verify=verify)
+            gather = self._remote.gather if direct and not local else self._gather
+            gather(rest.rows(), rest.positions(), out, verify=verify)
 
     def problems(self) -> list[CorruptChunkError]:
         """Check every stored byte of the segment and return what is wrong."""
@@ -151,7 +159,7 @@ class SegmentReader:
                 if stored.crc32c is not None and stored.crc32c != crc32c.crc32c(
                     memoryview(data)[:-CHECKSUM_BYTES]
                 ):
-                    raise self._damaged(stored.key, "another checksum")
+                    raise self._checks.damaged(stored.key, "another checksum")
             except CorruptChunkError as error:
                 found.append(error)
         return found
@@ -171,7 +179,8 @@ class SegmentReader:
         touched, starts = np.unique(rows // chunk_rows, return_index=True)
         stops = np.append(starts[1:], len(rows))
         if verify and self.is_direct:
-            _each(self._verify, [i for i in touched.tolist() if i not in self._verified])
+            unchecked = [i for i in touched.tolist() if i not in self._checks.verified]
+            each(self._verify, unchecked, THREADS)
 
         def copy(part: tuple[int, int]) -> None:
             # Collected in sorted order first and distributed in batches: numpy's assignment to
@@ -194,7 +203,7 @@ class SegmentReader:
 
         shares = THREADS if len(rows) >= _SHARED_ROWS else 1
         cuts = np.linspace(0, len(touched), shares + 1).astype(int).tolist()
-        _each(copy, [part for part in itertools.pairwise(cuts) if part[0] < part[1]])
+        each(copy, [part for part in itertools.pairwise(cuts) if part[0] < part[1]], THREADS)
 
     def _chunk(self, index: int, *, verify: bool) -> NDArray[Any]:
         """Return the rows of a chunk as an array that may be a view of the file."""
@@ -205,7 +214,7 @@ class SegmentReader:
             if verify:
                 self._check_all()
             return np.asarray(self._zarr("embeddings")[start:stop])
-        if verify and index not in self._verified:
+        if verify and index not in self._checks.verified:
             self._verify(index)
         x_Bd = np.frombuffer(self._buffer(index), self._stored_dtype, (stop - start) * self._dim)
         return x_Bd.reshape(-1, self._dim)
@@ -220,16 +229,7 @@ class SegmentReader:
         for start in range(0, self._payload_bytes, BLOCK_BYTES):
             stop = min(start + BLOCK_BYTES, self._payload_bytes)
             checksum = crc32c.crc32c(data[start:stop], checksum)
-        self._compare(index, checksum, bytes(data[self._payload_bytes :]))
-
-    def _compare(self, index: int, checksum: int, trailer: bytes) -> None:
-        # The manifest's checksum, not only the chunk's own: a chunk that was swapped with
-        # another one is consistent in itself.
-        stored = self.manifest.embeddings[index]
-        expected = (checksum & 0xFFFFFFFF).to_bytes(CHECKSUM_BYTES, "little")
-        if checksum != stored.crc32c or trailer != expected:
-            raise self._damaged(stored.key, "another checksum")
-        self._verified.add(index)
+        self._checks.confirm(index, checksum, bytes(data[self._payload_bytes :]))
 
     def _read_into(self, index: int, lower: int, target: NDArray[Any], *, verify: bool) -> None:
         """Read rows [lower, lower + len(target)) of a chunk file straight into `target`."""
@@ -248,7 +248,7 @@ class SegmentReader:
                 checksum = crc32c.crc32c(block, checksum)
             checksum = self._skip(file, self._payload_bytes - last, index, checksum)
             trailer = file.read(CHECKSUM_BYTES)
-        self._compare(index, checksum, trailer)
+        self._checks.confirm(index, checksum, trailer)
 
     def _file(self, index: int) -> io.FileIO:
         """Open a chunk file of the right size.
@@ -260,18 +260,18 @@ class SegmentReader:
             # Joining text, because a small chunk is read faster than a Path is made.
             file = io.FileIO(f"{self._directory}/{stored.key}")
         except FileNotFoundError as error:
-            raise self._damaged(stored.key, "no such object") from error
+            raise self._checks.damaged(stored.key, "no such object") from error
         size = os.fstat(file.fileno()).st_size
         if size != stored.size:
             file.close()
-            raise self._damaged(stored.key, f"{size} bytes")
+            raise self._checks.damaged(stored.key, f"{size} bytes")
         return file
 
     def _fill(self, file: io.FileIO, view: memoryview, index: int) -> None:
         while view:
             count = file.readinto(view)
             if not count:
-                raise self._damaged(self.manifest.embeddings[index].key, "a short read")
+                raise self._checks.damaged(self.manifest.embeddings[index].key, "a short read")
             view = view[count:]
 
     def _skip(self, file: io.FileIO, length: int, index: int, checksum: int) -> int:
@@ -304,15 +304,15 @@ class SegmentReader:
         try:
             data = self._storage.get(f"{self._prefix}/{stored.key}")
         except FileNotFoundError as error:
-            raise self._damaged(stored.key, "no such object") from error
+            raise self._checks.damaged(stored.key, "no such object") from error
         if len(data) != stored.size:
-            raise self._damaged(stored.key, f"{len(data)} bytes")
+            raise self._checks.damaged(stored.key, f"{len(data)} bytes")
         return data
 
     def _checked(self, stored: StoredObject) -> bytes:
         data = self._sized(stored)
         if hashlib.sha256(data).hexdigest() != stored.sha256:
-            raise self._damaged(stored.key, "another digest")
+            raise self._checks.damaged(stored.key, "another digest")
         return data
 
     def _payload(self, stored: StoredObject) -> memoryview:
@@ -321,14 +321,14 @@ class SegmentReader:
         payload, trailer = data[:-CHECKSUM_BYTES], bytes(data[-CHECKSUM_BYTES:])
         checksum = crc32c.crc32c(payload)
         if checksum != stored.crc32c or trailer != checksum.to_bytes(CHECKSUM_BYTES, "little"):
-            raise self._damaged(stored.key, "another checksum")
+            raise self._checks.damaged(stored.key, "another checksum")
         return payload
 
     def _check_all(self) -> None:
         """Check all objects once: other codecs may spread a row over several of them."""
-        if len(self._verified) < len(self.manifest.embeddings):
-            _each(self._checked, self.manifest.objects())
-            self._verified.update(range(len(self.manifest.embeddings)))
+        if len(self._checks.verified) < len(self.manifest.embeddings):
+            each(self._checked, self.manifest.objects(), self._threads)
+            self._checks.verified.update(range(len(self.manifest.embeddings)))
 
     @functools.cached_property
     def _group(self) -> Any:
@@ -344,38 +344,3 @@ class SegmentReader:
 
     def _zarr(self, name: str) -> Any:
         return self._group[name]
-
-    def _damaged(self, key: str, got: str) -> CorruptChunkError:
-        return CorruptChunkError(
-            f"Object {key} of segment {self.manifest.id} must be what was published. Got {got}. "
-            "Restore it from a copy, or delete the segment's manifest and embed again.",
-            segment=self.manifest.id,
-            chunk=key,
-        )
-
-
-def _each(work: Callable[[Any], object], inputs: Iterable[Any]) -> None:
-    """Do work on each input with a few threads, which fetch inputs as they finish.
-
-    One future per thread, not per input: a future costs as much as reading a small chunk.
-    """
-    left = iter(list(inputs))
-
-    def drain() -> None:
-        try:
-            for single in left:
-                work(single)
-        except BaseException:
-            for _ in left:  # nothing new is begun once something failed
-                pass
-            raise
-
-    count = min(THREADS, operator.length_hint(left))
-    if count < 2:
-        drain()
-        return
-    with ThreadPoolExecutor(count - 1) as threads:
-        others = [threads.submit(drain) for _ in range(count - 1)]
-        drain()
-        for other in others:
-            other.result()

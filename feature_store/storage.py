@@ -8,7 +8,7 @@ offers the same (conditional PUT), so an object store is another class here and 
 import os
 import threading
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Protocol
@@ -16,6 +16,7 @@ from typing import Final, Protocol
 from feature_store import atomic
 from feature_store.errors import FeatureStoreError
 
+OBJECT_SCHEMES: Final = ("s3", "gs", "az")
 _PROBE: Final = ".probe-"
 
 
@@ -44,12 +45,19 @@ class Storage(Protocol):
     """Immutable objects under keys such as "pools/ab12.parquet"."""
 
     url: str
+    parallel: int
+    """Requests at a time that hide the way to the storage; 1 where there is no way."""
 
     def get(self, key: str) -> bytes:
         """Return a whole object; FileNotFoundError if there is none."""
 
-    def get_range(self, key: str, start: int, length: int) -> bytes:
+    def get_range(self, key: str, start: int, length: int) -> bytes | memoryview:
         """Return `length` bytes from `start` on, fewer at the end of the object."""
+
+    def get_ranges(
+        self, key: str, ranges: Sequence[tuple[int, int]]
+    ) -> Sequence[bytes | memoryview]:
+        """Return several ranges (start, length) of one object."""
 
     def create(self, key: str, *parts: bytes | memoryview) -> bool:
         """Create the object from the joined parts unless it exists; return whether it did."""
@@ -84,6 +92,8 @@ class LocalStorage:
         durable: Force files to disk. Without it a killed process loses nothing, a power loss may.
     """
 
+    parallel = 1
+
     def __init__(self, root: Path, *, durable: bool = True) -> None:
         self._root = root
         self._durable = durable
@@ -100,6 +110,10 @@ class LocalStorage:
         with self._file(key).open("rb") as file:
             file.seek(start)
             return file.read(length)
+
+    def get_ranges(self, key: str, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
+        """Return parts of a file."""
+        return [self.get_range(key, start, length) for start, length in ranges]
 
     def create(self, key: str, *parts: bytes | memoryview) -> bool:
         """Create a file unless it exists; the first write probes the file system."""
@@ -187,18 +201,24 @@ class LocalStorage:
             )
 
 
-def open_storage(url: str | Path) -> LocalStorage:
+def open_storage(url: str | Path) -> Storage:
     """Return the storage behind a path or URL.
 
     Raises:
-        FeatureStoreError: If no storage for such URLs exists.
+        FeatureStoreError: If no storage for such URLs exists, or its package is not installed.
     """
     text = str(url)
+    scheme, separator, _ = text.partition("://")
+    if separator and scheme in OBJECT_SCHEMES:
+        # Imported here: most stores are directories, and the module above has to know the seam.
+        from feature_store.object_storage import ObjectStorage
+
+        return ObjectStorage(text)
     if text.startswith("file://"):
         text = text.removeprefix("file://")
-    elif "://" in text:
+    elif separator:
         raise FeatureStoreError(
-            "A store must be a local path or a file:// URL. "
+            "A store must be a local path or a file://, s3://, gs:// or az:// URL. "
             f"Got {text!r}. Mount or copy the store to a local directory first."
         )
     if not text:

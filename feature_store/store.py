@@ -26,16 +26,17 @@ def encoder_id_of(identity: Mapping[str, Any]) -> str:
 
 
 def open_store(url: str | Path, *, create: bool = False) -> "FeatureStore":
-    """Open the store under a path.
+    """Open the store under a path or URL.
 
     Args:
-        url: Local path or file:// URL.
-        create: Make the directory a store if it is none.
+        url: Local path, or a file://, s3://, gs:// or az:// URL.
+        create: Make it a store if it is none; a bucket must exist.
 
     Raises:
         StoreNotFoundError: If there is no store and `create` is False.
         StoreFormatError: If the store has another format version.
         FeatureStoreError: If such URLs are not supported or the storage cannot hold a store.
+        StorageUnavailableError: If the storage does not answer now.
     """
     storage = open_storage(url)
     if storage.size(layout.STORE_KEY) is None:

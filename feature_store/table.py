@@ -26,6 +26,7 @@ from feature_store.reader import Maps, SegmentReader
 from feature_store.runs import Runs
 from feature_store.segment import SegmentWriter
 from feature_store.storage import Storage
+from feature_store.threads import mapped
 
 _NO_DIGESTS: Final = np.zeros((0, layout.DIGEST_BYTES), np.uint8)
 _CAST_BYTES: Final = 64 * 2**20  # read at once when the caller wants another dtype
@@ -302,13 +303,15 @@ class Table:
     def _open(self) -> tuple[SegmentReader, ...]:
         with self._lock:
             # A segment that is gone is forgotten: recomputed, it may come back with other bytes.
-            self._readers = {
-                segment_id: self._readers.get(segment_id)
-                or SegmentReader(
-                    self._storage, self._prefix, self._manifest(segment_id), self._maps
-                )
-                for segment_id in self._published_ids()
+            ids = self._published_ids()
+            fresh = [segment_id for segment_id in ids if segment_id not in self._readers]
+            manifests = mapped(self._manifest, fresh, self._storage.parallel)
+            opened = {
+                manifest.id: SegmentReader(self._storage, self._prefix, manifest, self._maps)
+                for manifest in manifests
             }
+            known = self._readers | opened
+            self._readers = {segment_id: known[segment_id] for segment_id in ids}
             readers = tuple(self._readers.values())
         widths = {reader.manifest.dim for reader in readers}
         if len(widths) > 1:
@@ -325,7 +328,10 @@ class Table:
             return known
         # What is known already stays one array: a table of 1e8 rows holds 3.2 GB of digests.
         parts = dict(zip(known.readers, np.split(known.digests, known.offsets[1:]), strict=False))
-        digests = [parts[reader] if reader in parts else reader.digests() for reader in readers]
+        fresh = [reader for reader in readers if reader not in parts]
+        read = mapped(SegmentReader.digests, fresh, self._storage.parallel)
+        parts |= dict(zip(fresh, read, strict=True))
+        digests = [parts[reader] for reader in readers]
         joined = np.concatenate([_NO_DIGESTS, *digests])
         index = DigestIndex(joined)
         failures = _count_failures(readers)

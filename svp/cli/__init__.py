@@ -81,10 +81,13 @@ def _of_system(error: OSError) -> int | None:
     return _pipe_closed() if error.errno == errno.EPIPE else None
 
 
-def _is_from_store(error: Exception) -> bool:
+def _of_store(error: Exception) -> int | None:
+    """Return the exit code for what the feature store explains, None if it is not its error."""
     # The store is imported by the commands that need it: `svp --help` has to start fast.
     errors = sys.modules.get("feature_store.errors")
-    return errors is not None and isinstance(error, errors.FeatureStoreError)
+    if errors is None or not isinstance(error, errors.FeatureStoreError):
+        return None
+    return 75 if isinstance(error, errors.StorageUnavailableError) else 4
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -107,8 +110,9 @@ def run(arguments: Sequence[str]) -> int:
             return _pipe_closed()
         raise
     except Exception as error:
-        if _is_from_store(error):
-            return _fail(4, _one_line(error))
+        code = _of_store(error)
+        if code is not None:
+            return _fail(code, _one_line(error))
         if isinstance(error, OSError):
             code = _of_system(error)
             if code is None:

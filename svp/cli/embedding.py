@@ -199,7 +199,7 @@ def _run(
             raise InputError(
                 "svp embed takes a study or --source, --encoder and --store. Got both. Leave one."
             )
-        if store is not None:
+        if store is not None and "://" not in store:
             given["store.url"] = str(Path(store).expanduser().resolve())
         overrides = {key: value for key, value in given.items() if value is not None}
         opened = Study.open(study, {**overrides, **settings})

@@ -1,7 +1,6 @@
 """`svp store`: what is in a feature store, and whether it is intact."""
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -9,7 +8,7 @@ import typer
 from svp.cli.options import JsonOption, ResultFileOption
 from svp.cli.output import emit, table
 
-StoreArgument = Annotated[Path, typer.Argument(help="The store's folder.")]
+StoreArgument = Annotated[str, typer.Argument(help="The store's folder or URL.")]
 
 store_app = typer.Typer(
     help="List and verify embeddings.\n\nExample:\n\n  svp store ls store",

@@ -43,8 +43,8 @@ def test_other_formats_are_refused(store):
 
 
 def test_only_supported_urls(tmp_path):
-    for url in ("s3://bucket/store", "gs://x", "https://x/y"):
-        with pytest.raises(FeatureStoreError, match="local path or a file:// URL"):
+    for url in ("ftp://x/store", "memory://x", "https://x/y"):
+        with pytest.raises(FeatureStoreError, match="local path or a file://, s3://"):
             open_store(url, create=True)
     with pytest.raises(FeatureStoreError, match="empty"):
         open_store("")
