@@ -1,5 +1,7 @@
 """`svp init` and `svp embed`: from images to rows in the store."""
 
+import operator
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -199,10 +201,18 @@ def _run(
             raise InputError(
                 "svp embed takes a study or --source, --encoder and --store. Got both. Leave one."
             )
-        if store is not None and "://" not in store:
-            given["store.url"] = str(Path(store).expanduser().resolve())
-        overrides = {key: value for key, value in given.items() if value is not None}
-        opened = Study.open(study, {**overrides, **settings})
+        opened = Study.open(
+            study,
+            {
+                **{k: given[k] for k in ("encoder.batch_size", "encoder.workers") if given[k]},
+                **settings,
+            },
+        )
+        _check_agrees("--store", store, opened.store_url, "store.url", same=_same_place)
+        _check_agrees(
+            "--precision", given["encoder.precision"], opened.config.encoder.precision,
+            "encoder.precision",
+        )  # fmt: skip
         result = embed_study(opened, device=resolve_device(device), **options)
         return result, f"svp select {study} --budget N"
     if not source or encoder is None or store is None:
@@ -221,6 +231,27 @@ def _run(
         **options,
     )
     return result, "svp init STUDY with the same source, encoder and store"
+
+
+def _same_place(one: str, other: str) -> bool:
+    if "://" in one or "://" in other:
+        return one == other
+    return Path(one).expanduser().resolve() == Path(other).expanduser().resolve()
+
+
+def _check_agrees(
+    option: str,
+    given: str | None,
+    own: str,
+    key: str,
+    same: Callable[[str, str], bool] = operator.eq,
+) -> None:
+    """Refuse what only this command would know: the next one would look elsewhere."""
+    if given is not None and not same(given, own):
+        raise InputError(
+            f"{option} must be the study's, {own}. Got {given}. Change {key} in its study.toml, "
+            "so that every command sees it."
+        )
 
 
 def _parse_shard(text: str) -> tuple[int, int]:

@@ -325,7 +325,7 @@ def _finished(output: Path, fingerprint: str, restart: bool) -> dict[str, Any] |
         raise IdentityError(
             f"{output} must be empty or hold the same fine-tune. Got one of another "
             "configuration, data, weights or seed. Choose another output directory, or start "
-            "again with restart."
+            "again with --restart (restart=True)."
         )
     # Without its marker the directory is incomplete, whatever else lies in it.
     (output / METRICS).unlink()

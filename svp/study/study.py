@@ -116,6 +116,8 @@ class Study:
     def open(cls, directory: str | Path, overrides: Mapping[str, Any] | None = None) -> "Study":
         """Open the study in `directory`; `overrides` are values by dotted key that win.
 
+        The environment's SVP_STORE wins over the file's `store.url`, for every command alike.
+
         Raises:
             InputError: There is no study, or its file is wrong.
         """
@@ -128,7 +130,11 @@ class Study:
                 f"A study must be a folder with a {STUDY_FILE}. Got {folder}, which has none. "
                 f"Make it: svp init {folder} --source DIR --encoder SPEC --store URL"
             )
-        return cls(path=folder, config=read_study_toml(path, overrides))
+        environment = {}
+        if store := os.environ.get("SVP_STORE"):
+            absolute = store if _is_url(store) else str(Path(store).expanduser().resolve())
+            environment["store.url"] = absolute
+        return cls(path=folder, config=read_study_toml(path, {**environment, **(overrides or {})}))
 
     @property
     def labels_dir(self) -> Path:

@@ -164,12 +164,20 @@ def test_version(svp):
 # The way through
 
 
+@pytest.mark.parametrize("other", [("--store", "elsewhere"), ("--precision", "bf16")])
+def test_embedding_a_study_elsewhere_would_be_lost_on_it(here, done, refused, other):
+    done("init", "s", *STUDY)
+    assert "study.toml" in refused(3, "embed", "s", *other)
+    assert not (here / "elsewhere").exists()
+
+
 def test_from_images_to_a_report(here, svp, done):
-    assert done("init", "s", *STUDY, "--strategy", "margin")["file"] == "s/study.toml"
+    own = (*STUDY[:-1], "own", "--strategy", "margin")
+    assert done("init", "s", *own)["file"] == "s/study.toml"
     first = done("embed", "s", "--store", "own")["result"]
     assert (first["embedded"], first["reused"], first["failed_items"]) == (30, 0, 0)
     before = _tree(here / "own")
-    again = done("embed", "s", "--store", "own")["result"]
+    again = done("embed", "s")["result"]
     assert (again["embedded"], again["reused"], again["segments"]) == (0, 30, [])
     assert _tree(here / "own") == before
 

@@ -8,6 +8,7 @@ from typing import Literal
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from study_fixtures import config_of, write_images
 
 from svp.errors import InputError
 from svp.study.config import (
@@ -237,3 +238,13 @@ def test_the_study_layer_imports_no_torch():
     code = "; ".join(f"import svp.study.{name}" for name in modules.split())
     code += "; import svp.metrics, sys; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_the_environment_names_the_store_of_every_command(tmp_path, monkeypatch):
+    write_images(tmp_path / "images", train=1, test=0)
+    study = Study.create(tmp_path / "study", config_of(tmp_path))
+    assert Path(study.store_url).resolve() == tmp_path / "store"
+    monkeypatch.setenv("SVP_STORE", str(tmp_path / "other"))
+    assert Path(Study.open(tmp_path / "study").store_url) == tmp_path / "other"
+    named = Study.open(tmp_path / "study", {"store.url": str(tmp_path / "third")})
+    assert Path(named.store_url) == tmp_path / "third"
