@@ -1,7 +1,8 @@
-"""The upkeep commands of `svp store`: copy, gc, export, compact."""
+"""The upkeep commands of `svp store`: copy, gc, export, compact, import."""
 
 import contextlib
 import enum
+import json
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -228,3 +229,65 @@ def compact(
         as_json=as_json,
         result_file=result_file,
     )
+
+
+@store_app.command("import")
+def import_(
+    store: Annotated[str, typer.Argument(help="The store; made if there is none.")],
+    vectors: Annotated[Path, typer.Option(help="An npy file, one row per item.")],
+    ids: Annotated[
+        Path, typer.Option(help="A CSV file, one line per row: column digest, path or id.")
+    ],
+    encoder_json: Annotated[
+        Path, typer.Option(help="A JSON object: what you know of the vectors' origin.")
+    ],
+    source: Annotated[
+        str | None, typer.Option(help="Folder, manifest or archive of the items named in --ids.")
+    ] = None,
+    as_json: JsonOption = False,
+    result_file: ResultFileOption = None,
+) -> None:
+    """Take in vectors you have already, as a table that says they were imported.
+
+    Example:
+
+      svp store import store --vectors x.npy --ids ids.csv --encoder-json x.json --source photos
+    """
+    from feature_store import open_store
+    from feature_store.vectors import import_vectors
+    from svp.data import DigestCache
+    from svp.data.item_digests import read_item_digests
+
+    description = _described(encoder_json)
+    if not vectors.is_file():
+        raise InputError(f"--vectors must be a file. Got {vectors}. Check the path.")
+    digests, pool = read_item_digests(
+        ids, source=source, cache=DigestCache.default(), progress=automatic()
+    )
+    opened = open_store(store, create=True)
+    with _reported("Importing", "rows") as report:
+        done = import_vectors(opened, vectors, digests, description, report=report)
+    pool_id = None if pool is None else opened.put_pool(pool)
+    emit(
+        "svp.store.import/1",
+        {"imported": done, "pool": pool_id},
+        f"Imported {done.written:,} of {done.rows:,} vectors of width {done.dim} as encoder "
+        f"{done.encoder_id}.",
+        as_json=as_json,
+        result_file=result_file,
+    )
+
+
+def _described(path: Path) -> dict[str, Any]:
+    try:
+        description = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"--encoder-json must be a JSON file. Got {path}: {error}. Check the path."
+        ) from error
+    if not isinstance(description, dict):
+        raise InputError(
+            f"--encoder-json must hold an object. Got {type(description).__name__} in {path}. "
+            'Write {"model": "...", "by": "..."}.'
+        )
+    return description

@@ -146,8 +146,55 @@ def test_compact(store, json_of):
     assert again["tables"][0]["compacted"]["merged"] == []
 
 
+@pytest.fixture
+def vectors(tmp_path, monkeypatch):
+    """Write five images, their vectors and a description; return digests and vectors."""
+    from PIL import Image
+
+    monkeypatch.setenv("SVP_CACHE_DIR", str(tmp_path / "cache"))
+    (tmp_path / "photos").mkdir()
+    digests = []
+    for n in range(5):
+        path = tmp_path / "photos" / f"{n}.png"
+        Image.new("RGB", (4, 4), (n, 0, 0)).save(path)
+        digests.append(hashlib.sha256(path.read_bytes()).digest())
+    x = np.arange(20, dtype=np.float32).reshape(5, 4)
+    np.save(tmp_path / "x.npy", x)
+    (tmp_path / "x.json").write_text(json.dumps({"model": "ours"}))
+    return np.frombuffer(b"".join(digests), np.uint8).reshape(-1, 32), x
+
+
+@pytest.mark.parametrize("column", ["id", "path", "digest"])
+def test_import(tmp_path, vectors, json_of, column):
+    from svp.data import open_source
+
+    digests, x = vectors
+    photos = tmp_path / "photos"
+    pool = open_source(photos).scan().pool
+    names = {"id": pool.ids, "path": pool.uris, "digest": [d.tobytes().hex() for d in digests]}
+    lines = [column, *(f'"{name}"' for name in names[column])]
+    (tmp_path / "ids.csv").write_text("\n".join(lines))
+    call = ["import", tmp_path / "s", "--vectors", tmp_path / "x.npy"]
+    call += ["--ids", tmp_path / "ids.csv", "--encoder-json", tmp_path / "x.json"]
+    if column != "digest":
+        assert "--source" in json_of(*call, code=3)
+        call += ["--source", photos]
+    done = json_of(*call)
+    assert done["schema"] == "svp.store.import/1"
+    store = open_store(tmp_path / "s")
+    np.testing.assert_array_equal(store.table(done["imported"]["encoder_id"]).read(digests), x)
+    assert done["pool"] == (None if column == "digest" else pool.id)
+    assert json_of(*call)["imported"]["written"] == 0
+    (tmp_path / "ids.csv").write_text("\n".join([column, "unknown"]))
+    assert "unknown" in json_of(*call, code=3)
+    (tmp_path / "ids.csv").write_text("name\nx")
+    assert "column" in json_of(*call, code=3)
+    (tmp_path / "x.json").write_text("[]")
+    assert "object" in json_of(*call, code=3)
+
+
 def test_every_command_shows_an_example(capsys):
-    for command in ("ls", "show", "verify", "copy", "sync", "gc", "export", "compact"):
+    for command in ("ls", "show", "verify", "copy", "sync", "gc", "export", "compact", "import"):
         assert run(["store", command, "--help"]) == 0
         printed = capsys.readouterr().out
         assert f"svp store {command}" in printed.split("Example:")[1]
