@@ -8,7 +8,7 @@ from typing import Literal
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from study_fixtures import config_of, write_images
+from study_fixtures import config_of, write_encoder, write_images
 
 from svp.errors import InputError
 from svp.study.config import (
@@ -242,6 +242,7 @@ def test_the_study_layer_imports_no_torch():
 
 def test_the_environment_names_the_store_of_every_command(tmp_path, monkeypatch):
     write_images(tmp_path / "images", train=1, test=0)
+    write_encoder(tmp_path / "encoder")
     study = Study.create(tmp_path / "study", config_of(tmp_path))
     assert Path(study.store_url).resolve() == tmp_path / "store"
     monkeypatch.setenv("SVP_STORE", str(tmp_path / "other"))
