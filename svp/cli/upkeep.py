@@ -16,6 +16,8 @@ from svp.cli.store import store_app
 from svp.errors import InputError
 from svp.progress import automatic
 
+__all__ = ["store_app"]
+
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 _AGE = re.compile(r"(\d+(?:\.\d+)?)([smhd])")
 
