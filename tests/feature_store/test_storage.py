@@ -4,11 +4,16 @@ import os
 import threading
 import time
 
+import numpy as np
 import pytest
 from storage_contract import StorageContract
 
-from feature_store import FeatureStoreError, LocalStorage
+from feature_store import FeatureStore, FeatureStoreError, LocalStorage, layout
+from feature_store.compaction import compact_table
+from feature_store.export import export_table
+from feature_store.garbage import delete_garbage, find_garbage
 from feature_store.storage import Entry, Found
+from feature_store.transfer import copy_store
 
 
 class MemoryStorage:
@@ -90,3 +95,26 @@ def test_debris_is_neither_listed_nor_kept(tmp_path):
     assert sorted(path.name for path in (tmp_path / "a").iterdir()) == [".c.123.tmp", "b"]
     storage.tidy("a/")
     assert [path.name for path in (tmp_path / "a").iterdir()] == ["b"]
+
+
+def test_upkeep_needs_no_files(store, table, samples, tmp_path):
+    digests = samples.digests(60)
+    for start in range(0, 60, 20):
+        samples.fill(table, digests[start : start + 20])
+    bucket = MemoryStorage()
+    bucket.create(layout.STORE_KEY, store.storage.get(layout.STORE_KEY))
+    remote = FeatureStore(bucket)
+    assert copy_store(store, remote).segments == 3
+    held = remote.table(table.encoder_id)
+    merged = compact_table(bucket, held)
+    assert len(merged.sources) == 3
+    found = find_garbage(remote, older_than_s=-60)  # all is written just now
+    assert {item.kind for item in found} == {"superseded"}
+    assert len(delete_garbage(remote, found, older_than_s=-60)) == 3
+    assert [segment.id for segment in held.segments()] == list(merged.merged)
+    export_table(held, tmp_path / "out", form="npy")
+    x = np.load(tmp_path / "out" / "embeddings.npy", allow_pickle=False)
+    assert sorted(x.tolist()) == sorted(samples.embed(digests).tolist())
+    assert copy_store(remote, store).segments == 1
+    np.testing.assert_array_equal(table.read(digests), samples.embed(digests))
+    assert table.verify() == held.verify() == []
