@@ -11,7 +11,7 @@ from svp.cli.output import emit, table
 StoreArgument = Annotated[str, typer.Argument(help="The store's folder or URL.")]
 
 store_app = typer.Typer(
-    help="List and verify embeddings.\n\nExample:\n\n  svp store ls store",
+    help="Keep embeddings: list, verify, copy, export, tidy.\n\nExample:\n\n  svp store ls store",
     no_args_is_help=True,
     rich_markup_mode=None,
 )
