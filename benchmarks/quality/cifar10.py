@@ -69,10 +69,13 @@ def main() -> None:
             progress=progress,
         ),
     )
+    timed.seconds["pretrain"] = round(pretrained.seconds, 1)  # over all resumed runs
     generator = torch.Generator().manual_seed(derive_seed(arguments.seed, "random encoder"))
     write_encoder_folder(
         work / "random-encoder",
-        module_state=_random_state(config.arch, config.image_size, generator),
+        module_state=build_backbone(
+            config.arch, image_size=config.image_size, generator=generator
+        ).state_dict(),
         arch=config.arch,
         image_size=config.image_size,
         preprocessing=preprocessing_of(config),
@@ -113,30 +116,36 @@ def main() -> None:
     best = max(simulated.points, key=lambda p: (p.num_labeled, p.mean["test_acc"]))
     labels = simulation_labels(study, best.strategy, best.proxy, 0)
     tuned: dict[str, Any] = {}
-    for method in ("supervised", "flexmatch"):
+    # A step of FlexMatch costs about three of supervised training: the longer run is its control.
+    for name, method, steps in (
+        ("supervised", "supervised", arguments.steps),
+        ("supervised-long", "supervised", 3 * arguments.steps),
+        ("flexmatch", "flexmatch", arguments.steps),
+    ):
         settings = build_finetune_config(
             {
                 "mode": arguments.mode,
                 "method": method,
-                "steps": arguments.steps,
+                "steps": steps,
                 "precision": arguments.precision,
             }
         )
         # FlexMatch's model is the study's, the one that the report shows.
-        output = study.model_dir if method == "flexmatch" else work / "model-supervised"
-        done = timed(
-            f"finetune {method}",
-            lambda settings=settings, output=output: finetune_study(
-                study,
-                labels=labels,
-                config=settings,
-                output=output,
-                device=arguments.device,
-                progress=progress,
-            ),
+        output = study.model_dir if name == "flexmatch" else work / f"model-{name}"
+        done = finetune_study(
+            study,
+            labels=labels,
+            config=settings,
+            output=output,
+            device=arguments.device,
+            progress=progress,
         )
-        tuned[method] = done.metrics
-        progress.say(f"{method}: {done.metrics['evaluation']['accuracy']:.4f}")
+        tuned[name] = {
+            "accuracy": done.metrics["evaluation"]["accuracy"],
+            "steps": steps,
+            "seconds": done.metrics["seconds"],
+        }
+        progress.say(f"{name}: {tuned[name]}")
     report = timed("report", lambda: write_report(study))
     _write(
         arguments.output,
@@ -163,8 +172,7 @@ def main() -> None:
             "finetune": {
                 "labels": len(labels),
                 "from": {"strategy": best.strategy, "proxy": best.proxy, "seed": 0},
-                "steps": arguments.steps,
-                **{method: metrics["evaluation"]["accuracy"] for method, metrics in tuned.items()},
+                **tuned,
             },
             "seconds": timed.seconds,
             "versions": versions(),
@@ -188,15 +196,6 @@ class _Timed:
         self.seconds[name] = max(took, self.seconds.get(name, 0.0))
         write_json(self._path, self.seconds)
         return result
-
-
-def _random_state(
-    arch: str, image_size: int, generator: torch.Generator
-) -> dict[str, torch.Tensor]:
-    """Return weights drawn as pretraining draws its first ones."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(generator.initial_seed())
-        return dict(build_backbone(arch, image_size=image_size).state_dict())
 
 
 def _study(path: Path, sources: tuple[str, ...], work: Path, encoder: str, seed: int) -> Study:
