@@ -6,7 +6,7 @@ DEMO   ?= demo
 CHECKED := svp feature_store pipelines tests benchmarks
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all lint format bench clean
+.PHONY: help demo test test-all lint format bench constraints clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -39,6 +39,11 @@ format: $(VENV)/.ready  ## let ruff fix what it can
 
 bench: $(VENV)/.ready  ## quick speed benchmarks; results go to benchmarks/results
 	$(BIN)/python -m benchmarks.speed
+
+constraints: $(VENV)/.ready  ## pin the newest versions that the dependencies allow
+	@echo '# The versions the tests run with, for Python 3.11 to 3.13. Regenerate: make constraints' > constraints.new
+	$(BIN)/uv pip compile pyproject.toml --universal --all-extras --python-version 3.11 --no-annotate --no-header --quiet >> constraints.new
+	@mv constraints.new constraints.txt
 
 clean:  ## remove the environment and what the demo wrote
 	rm -rf $(VENV) $(DEMO)
