@@ -212,7 +212,7 @@ def _study(path: Path, sources: tuple[str, ...], work: Path, encoder: str, seed:
 
 
 def _probe(study: Study, seed: int, device: str) -> dict[str, float]:
-    """Return the test accuracy of a linear probe on 5,000 labels, better of two penalties."""
+    """Return the test accuracy of a linear probe on 5,000 labels, better of two penalties by it."""
     pool = study.scan().pool
     rows, x_Md = load_features(study.open_store(), pool, study.encoder_id())
     assert pool.labels is not None
