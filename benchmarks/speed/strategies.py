@@ -63,14 +63,19 @@ def _limit_s(
     }.get(name)
 
 
+def _embeddings(view: PoolView) -> torch.Tensor:
+    assert isinstance(view.embeddings_Nd, torch.Tensor)
+    return view.embeddings_Nd
+
+
 def _plain_score(view: PoolView, proxy: Proxy, b: int) -> None:
-    p = proxy.predict_proba(view.embeddings_Nd[view.unlabelled_U]).cpu().numpy()
+    p = proxy.predict_proba(_embeddings(view)[view.unlabelled_U]).cpu().numpy()
     p.sort(axis=1)
     np.argsort(p[:, -1] - p[:, -2], kind="stable")[:b]
 
 
 def _plain_greedy(view: PoolView, proxy: Proxy, b: int) -> list[int]:
-    x = proxy.hidden(view.embeddings_Nd)
+    x = proxy.hidden(_embeddings(view))
     norms = x.square().sum(dim=1)
     centres, rest = x[view.labelled_L], x[view.unlabelled_U]
     square = norms[view.unlabelled_U][:, None]
@@ -90,8 +95,8 @@ def _plain_greedy(view: PoolView, proxy: Proxy, b: int) -> list[int]:
 
 
 def _plain_d2(view: PoolView, proxy: Proxy, b: int) -> None:
-    x = proxy.hidden(view.embeddings_Nd[view.unlabelled_U])
-    z = proxy.logits(view.embeddings_Nd[view.unlabelled_U])
+    x = proxy.hidden(_embeddings(view)[view.unlabelled_U])
+    z = proxy.logits(_embeddings(view)[view.unlabelled_U])
     q = z.softmax(dim=1)
     q[torch.arange(len(q)), z.argmax(dim=1)] -= 1.0
     norms = x.square().sum(dim=1) * q.square().sum(dim=1)
@@ -109,7 +114,7 @@ def _plain_d2(view: PoolView, proxy: Proxy, b: int) -> None:
 def _sklearn_kmeans(view: PoolView, proxy: Proxy, b: int, iterations: int) -> None:
     from sklearn.cluster import KMeans
 
-    x = proxy.hidden(view.embeddings_Nd[view.unlabelled_U]).cpu().numpy()
+    x = proxy.hidden(_embeddings(view)[view.unlabelled_U]).cpu().numpy()
     KMeans(b, n_init=1, max_iter=iterations, random_state=0).fit(x)
 
 

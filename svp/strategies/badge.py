@@ -17,6 +17,7 @@ import numpy as np
 
 from svp.seed import numpy_generator
 from svp.strategies.base import Budget, Need, Oracle, PoolView, Selection
+from svp.strategies.cost import Cost, PoolShape
 from svp.strategies.points import Points, pool_points
 from svp.strategies.rank import TopK
 from svp.strategies.seeding import d2_seeding
@@ -50,8 +51,19 @@ class Badge:
     uses_oracle: ClassVar[bool] = False
     exactness: ClassVar[str] = "exact-law"
     source: ClassVar[str] = "Ash et al. 2020, algorithm 1"
+    scaling: ClassVar[str] = "b N (h + C)"
+    instead: ClassVar[str] = "partitioned_badge"
 
     include_labelled: bool = False
+
+    def cost(self, shape: PoolShape) -> Cost:
+        """Return memory and arithmetic; see `Strategy.cost`."""
+        width = shape.hidden + shape.classes
+        return Cost(
+            bytes=shape.tile_bytes + 48 * shape.candidates + 8 * shape.budget * width + 64 * 2**20,
+            flops=2.0 * shape.budget * shape.candidates * width,
+            passes=2.0 + shape.budget / 256,
+        )
 
     def select(
         self, view: PoolView, b: int, seed: int, *, budget: Budget, oracle: Oracle | None = None

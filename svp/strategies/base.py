@@ -17,13 +17,14 @@ the representation asked for, b = budget, T = rows of one block.
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping
-from typing import ClassVar, Final, Literal, Protocol
+from typing import Any, ClassVar, Final, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
 from svp.errors import InputError
+from svp.strategies.cost import Cost, PoolShape
 from svp.strategies.keys import hash_keys
 
 Int64Array = npt.NDArray[np.int64]
@@ -31,7 +32,7 @@ UInt64Array = npt.NDArray[np.uint64]
 Float32Array = npt.NDArray[np.float32]
 Float64Array = npt.NDArray[np.float64]
 
-Need = Literal["embeddings", "logits", "linear_head", "labelled"]
+Need = Literal["embeddings", "logits", "linear_head", "labelled", "views"]
 Space = Literal["input", "hidden"]
 
 BLOCK_ROWS: Final = 1024
@@ -59,11 +60,15 @@ class Budget:
             `BLOCK_ROWS`.
         cache_bytes: What a strategy that reads the pool several times may keep on the device
             instead of computing it again.
+        memory_bytes: Most a strategy may hold at once beyond the pool's embeddings, the cache
+            included; None: no limit. `run_strategy` refuses a strategy that needs more and
+            gives the cache what is left.
     """
 
     device: torch.device = dataclasses.field(default_factory=lambda: torch.device("cpu"))
     tile_rows: int = 4096
     cache_bytes: int = 2 * 1024**3
+    memory_bytes: int | None = None
 
     def __post_init__(self) -> None:
         if self.tile_rows < 1:
@@ -74,6 +79,31 @@ class Budget:
             raise InputError(
                 f"cache_bytes must be at least 0. Got {self.cache_bytes}. Use 0 to keep nothing."
             )
+        if self.memory_bytes is not None and self.memory_bytes < 1:
+            raise InputError(
+                f"memory_bytes must be at least 1. Got {self.memory_bytes}. "
+                "Leave it out for no cap."
+            )
+
+
+class Rows(Protocol):
+    """Embeddings of a pool that need not fit in memory, such as those of a store.
+
+    Attributes:
+        shape: (N, d).
+        device: Where `gather` puts rows.
+    """
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(N, d)."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where gathered rows are."""
+
+    def gather(self, rows_M: Int64Array) -> torch.Tensor:
+        """Return the embeddings of these rows, (M, d), float16 or float32."""
 
 
 class ProxyView(Protocol):
@@ -96,7 +126,8 @@ class PoolView:
 
     Attributes:
         embeddings_Nd: Embeddings of the whole pool in pool order, float16 or float32, on any
-            device; blocks are moved to the strategy's device as float32.
+            device, or `Rows` that fetch them; blocks are moved to the strategy's device as
+            float32.
         keys_N: One uint64 per item derived from its id (`svp.strategies.keys.keys_of`), so that
             ties and random choices do not depend on the order of the pool.
         unlabelled_U: Pool rows that may be selected, ascending.
@@ -104,15 +135,22 @@ class PoolView:
         y_L: Class of each labelled row.
         n_classes: C.
         proxy: The trained proxy, or None in a round without labels.
+        views: Embeddings of the same pool under other stored views (`weak-0`, `weak-1`, …).
+        groups_N: Group of each item (a site, a camera, a patient), or None.
+        state: What the same strategy returned as `Selection.state` in the round before; empty
+            in its first round. JSON values; items are named by their keys, not their rows.
     """
 
-    embeddings_Nd: torch.Tensor
+    embeddings_Nd: torch.Tensor | Rows
     keys_N: UInt64Array
     unlabelled_U: Int64Array
     labelled_L: Int64Array
     y_L: Int64Array
     n_classes: int
     proxy: ProxyView | None = None
+    views: tuple[torch.Tensor | Rows, ...] = ()
+    groups_N: Int64Array | None = None
+    state: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def candidates(self, seed: int) -> Int64Array:
         """Return the rows that may be selected, in the order that decides ties under `seed`."""
@@ -128,32 +166,61 @@ class PoolView:
         # items that share a key, the first in the pool comes first.
         return rows[np.argsort(hash_keys(keys, seed), kind="stable")]
 
-    def tiles(self, rows: Int64Array, budget: Budget) -> Iterator[tuple[slice, torch.Tensor]]:
-        """Yield (positions in `rows`, embeddings (T, d) float32 on the device) block by block."""
+    def tiles(
+        self, rows: Int64Array, budget: Budget, view: int | None = None
+    ) -> Iterator[tuple[slice, torch.Tensor]]:
+        """Yield (positions in `rows`, embeddings (T, d) float32 on the device) block by block.
+
+        Args:
+            rows: Pool rows, in any order.
+            budget: Device and tile size.
+            view: Position in `views`; None: the plain embeddings.
+        """
+        source = self.embeddings_Nd if view is None else self.views[view]
         gathered = -(-budget.tile_rows // BLOCK_ROWS) * BLOCK_ROWS
         for start in range(0, len(rows), gathered):
-            index = torch.from_numpy(rows[start : start + gathered])
-            tile = self.embeddings_Nd.index_select(0, index.to(self.embeddings_Nd.device))
-            tile = tile.to(device=budget.device)
+            index = rows[start : start + gathered]
+            tile = gather(source, index).to(device=budget.device)
             for inner in range(0, len(index), BLOCK_ROWS):
                 block_Td = tile[inner : inner + BLOCK_ROWS].to(torch.float32)
                 yield slice(start + inner, start + inner + len(block_Td)), block_Td
 
     def space_tiles(
-        self, rows: Int64Array, budget: Budget, space: Space = "hidden"
+        self,
+        rows: Int64Array,
+        budget: Budget,
+        space: Space = "hidden",
+        view: int | None = None,
     ) -> Iterator[tuple[slice, torch.Tensor]]:
         """Like `tiles` in the representation `space`; without a proxy `hidden` is `input`."""
-        for part, block_Td in self.tiles(rows, budget):
+        for part, block_Td in self.tiles(rows, budget, view):
             if space == "hidden" and self.proxy is not None:
                 yield part, on_whole_block(self.proxy.hidden, block_Td)
             else:
                 yield part, block_Td
 
-    def logit_tiles(self, rows: Int64Array, budget: Budget) -> Iterator[tuple[slice, torch.Tensor]]:
+    def logit_tiles(
+        self, rows: Int64Array, budget: Budget, view: int | None = None
+    ) -> Iterator[tuple[slice, torch.Tensor]]:
         """Yield (positions in `rows`, logits (T, C) float32) block by block."""
         proxy = self.required_proxy()
-        for part, block_Td in self.tiles(rows, budget):
+        for part, block_Td in self.tiles(rows, budget, view):
             yield part, on_whole_block(proxy.logits, block_Td)
+
+    def shape(self, b: int, budget: Budget) -> PoolShape:
+        """Return the sizes that decide what a selection of `b` costs."""
+        dim = self.embeddings_Nd.shape[1]
+        return PoolShape(
+            pool=len(self.keys_N),
+            candidates=len(self.unlabelled_U),
+            labelled=len(self.labelled_L),
+            dim=dim,
+            hidden=dim if self.proxy is None else self.proxy.head.weight_Cd.shape[1],
+            classes=max(self.n_classes, 1),
+            budget=b,
+            tile_rows=-(-budget.tile_rows // BLOCK_ROWS) * BLOCK_ROWS,
+            views=len(self.views),
+        )
 
     def required_proxy(self) -> ProxyView:
         """Return the proxy, or explain that this round has none."""
@@ -163,6 +230,13 @@ class PoolView:
                 "one. Use random, kmeans or coreset for the first round, or import labels first."
             )
         return self.proxy
+
+
+def gather(source: torch.Tensor | Rows, rows_M: Int64Array) -> torch.Tensor:
+    """Return rows of a pool's embeddings, (M, d), where the source keeps them."""
+    if isinstance(source, torch.Tensor):
+        return source.index_select(0, torch.from_numpy(rows_M).to(source.device))
+    return source.gather(rows_M)
 
 
 def on_whole_block(
@@ -189,8 +263,13 @@ class Selection:
         reason: One sentence for people, why these rows, with `{utility}` where the number goes.
         exactness: `exact`, `exact-law` (a draw from exactly the stated distribution) or
             `approx:<name>`.
-        oracle_calls: Labels read inside the batch.
+        oracle_calls: Labels read inside the batch, as metered by `run_strategy`.
         counters: What the strategy counted on its way, such as distance columns computed.
+        reasons_b: One sentence per pick where they differ, in the form of `reason`; empty: the
+            same for all.
+        probability_b: Chance each pick had to be in the batch where that is known; NaN where it
+            is not; None: known for none.
+        state: What the strategy wants back as `PoolView.state` in the next round; JSON values.
     """
 
     rows_b: Int64Array
@@ -199,6 +278,9 @@ class Selection:
     exactness: str
     oracle_calls: int = 0
     counters: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    reasons_b: tuple[str, ...] = ()
+    probability_b: Float64Array | None = None
+    state: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 Oracle = Callable[[Int64Array], Int64Array]
@@ -215,9 +297,13 @@ class Strategy(Protocol):
         summary: One line for a list of strategies.
         needs: What must be there before it can run, checked by `run_strategy`.
         stochastic: Whether it draws at random; if not, the seed decides ties only.
-        uses_oracle: Whether it reads labels inside the batch.
-        exactness: As in `Selection`.
+        uses_oracle: Whether it reads labels inside the batch. Such a strategy may have a field
+            `pseudo: bool`; when true it assumes the proxy's prediction instead and asks nobody.
+        exactness: As in `Selection`; a strategy whose parameters make it an approximation says
+            so in `Selection.exactness`.
         source: Author, year and equation or algorithm.
+        scaling: How arithmetic grows, in the letters above, for people: `N C`, `(L + b) N h`.
+        instead: What to use when it does not fit a memory cap, for people; empty: nothing.
     """
 
     name: ClassVar[str]
@@ -228,6 +314,11 @@ class Strategy(Protocol):
     uses_oracle: ClassVar[bool]
     exactness: ClassVar[str]
     source: ClassVar[str]
+    scaling: ClassVar[str]
+    instead: ClassVar[str]
+
+    def cost(self, shape: PoolShape) -> Cost:
+        """Return what a selection of this shape costs, before it starts."""
 
     def select(
         self, view: PoolView, b: int, seed: int, *, budget: Budget, oracle: Oracle | None = None
@@ -239,6 +330,6 @@ class Strategy(Protocol):
             b: How many, in [1, U].
             seed: Decides ties and draws; the same inputs and seed give the same selection for
                 any tile size and any order of the pool.
-            budget: Device and tile size.
+            budget: Device, tile size and memory.
             oracle: Labels of rows, for strategies that declare `uses_oracle`.
         """

@@ -41,8 +41,11 @@ class Description:
         first_round: Whether it runs without any labels.
         stochastic: Whether it draws at random.
         uses_oracle: Whether it reads labels inside the batch.
+        pseudo: Whether it can assume the proxy's predictions instead of reading labels.
         exactness: As in `Selection`.
         source: Where it comes from.
+        scaling: How its arithmetic grows.
+        instead: What to use when it does not fit in memory; empty: nothing.
         params: Default of every parameter by name.
     """
 
@@ -53,8 +56,11 @@ class Description:
     first_round: bool
     stochastic: bool
     uses_oracle: bool
+    pseudo: bool
     exactness: str
     source: str
+    scaling: str
+    instead: str
     params: Mapping[str, Any]
 
 
@@ -74,12 +80,24 @@ def describe() -> tuple[Description, ...]:
             first_round=not cls.needs & {"logits", "linear_head", "labelled"},
             stochastic=cls.stochastic,
             uses_oracle=cls.uses_oracle,
+            pseudo="pseudo" in _fields(cls),
             exactness=cls.exactness,
             source=cls.source,
-            params={field.name: field.default for field in dataclasses.fields(cast("Any", cls))},
+            scaling=cls.scaling,
+            instead=cls.instead,
+            params=_fields(cls),
         )
         for cls in STRATEGIES
     )
+
+
+def _fields(cls: type[Strategy]) -> dict[str, Any]:
+    return {field.name: field.default for field in dataclasses.fields(cast("Any", cls))}
+
+
+def reads_labels(strategy: Strategy) -> bool:
+    """Return whether the strategy, as set up, reads labels inside the batch."""
+    return strategy.uses_oracle and not getattr(strategy, "pseudo", False)
 
 
 def build_strategy(name: str, params: Mapping[str, Any] | None = None) -> Strategy:
@@ -113,8 +131,9 @@ def run_strategy(
         view: The pool.
         b: How many to choose, in [1, U].
         seed: Decides ties and draws.
-        budget: Device and tile size; by default the CPU.
-        oracle: Labels of rows, for strategies that declare `uses_oracle`.
+        budget: Device, tile size and memory; by default the CPU without a cap.
+        oracle: Labels of rows, for strategies that declare `uses_oracle`. Each row asked for is
+            metered and must be a candidate.
 
     Returns:
         The selection: `b` distinct unlabelled rows.
@@ -132,20 +151,68 @@ def run_strategy(
             f"Got {b}. {'Lower it.' if b > candidates else 'Ask for at least one.'}"
         )
     _check_needs(strategy, view, oracle)
+    budget = _capped(strategy, view, b, budget)
     if strategy.needs:
-        _check_finite(view)
-    selection = strategy.select(view, b, seed, budget=budget, oracle=oracle)
+        _check_finite(view, budget)
+    meter = None if oracle is None or not reads_labels(strategy) else _Meter(oracle, view)
+    selection = strategy.select(view, b, seed, budget=budget, oracle=meter)
     _check_selection(strategy, view, b, selection)
+    if meter is not None:
+        selection = dataclasses.replace(selection, oracle_calls=len(meter.asked))
     return selection
 
 
+class _Meter:
+    """An oracle that counts what it is asked."""
+
+    def __init__(self, oracle: Oracle, view: PoolView) -> None:
+        self._oracle, self._view = oracle, view
+        self.asked: set[int] = set()
+
+    def __call__(self, rows: Int64Array) -> Int64Array:
+        if not np.isin(rows, self._view.unlabelled_U).all():
+            raise RuntimeError("A strategy asked for the label of an item that is no candidate.")
+        self.asked.update(rows.tolist())
+        return self._oracle(rows)
+
+
+def _capped(strategy: Strategy, view: PoolView, b: int, budget: Budget) -> Budget:
+    """Refuse a strategy that does not fit the memory cap; give the cache what is left."""
+    if budget.memory_bytes is None:
+        return budget
+    needed = strategy.cost(view.shape(b, budget)).bytes
+    if needed > budget.memory_bytes:
+        step = (
+            f"Use {strategy.instead}, or raise the cap."
+            if strategy.instead
+            else "Raise the cap, or lower the budget."
+        )
+        raise InputError(
+            f"{strategy.name} must fit in the memory cap of {budget.memory_bytes / 2**20:,.0f} "
+            f"MiB. It needs {needed / 2**20:,.0f} MiB for {b} of {len(view.unlabelled_U)} "
+            f"candidates. {step}"
+        )
+    left = budget.memory_bytes - needed
+    return dataclasses.replace(budget, cache_bytes=min(budget.cache_bytes, left))
+
+
 def _check_view(view: PoolView) -> None:
-    if view.embeddings_Nd.ndim != 2:
+    if len(view.embeddings_Nd.shape) != 2:
         raise InputError(
             "Embeddings must be one vector per item, (N, d). Got shape "
             f"{tuple(view.embeddings_Nd.shape)}. Flatten each item to one vector."
         )
-    total = len(view.embeddings_Nd)
+    total = view.embeddings_Nd.shape[0]
+    if any(tuple(other.shape) != tuple(view.embeddings_Nd.shape) for other in view.views):
+        raise InputError(
+            f"Views must have the shape of the embeddings, {tuple(view.embeddings_Nd.shape)}. Got "
+            f"{[tuple(other.shape) for other in view.views]}. Embed every view of the same pool."
+        )
+    if view.groups_N is not None and len(view.groups_N) != total:
+        raise InputError(
+            f"groups_N must give each of {total} items a group. Got {len(view.groups_N)}. "
+            "Derive both from the same pool."
+        )
     if len(view.keys_N) != total:
         raise InputError(
             f"keys_N must have one key per embedding, {total}. Got {len(view.keys_N)}. "
@@ -180,20 +247,31 @@ def _check_needs(strategy: Strategy, view: PoolView, oracle: Oracle | None) -> N
             f"{strategy.name} must have labelled images. Got none. "
             "Use random or kmeans for the first round, or import labels first."
         )
-    if strategy.uses_oracle and oracle is None:
+    if "views" in strategy.needs and not view.views:
+        raise InputError(
+            f"{strategy.name} must have stored views of the pool. Got none. "
+            "Embed them first: svp embed STUDY --views eval,weak:2"
+        )
+    if reads_labels(strategy) and oracle is None:
+        step = (
+            f"Set {strategy.name}.pseudo = true to assume the proxy's predictions instead."
+            if "pseudo" in _fields(type(strategy))
+            else "Use it in a simulation only, or choose another strategy."
+        )
         raise InputError(
             f"{strategy.name} must be given known labels, because it reads them inside the batch. "
-            "Got none. Use it in a simulation only, or choose another strategy."
+            f"Got none. {step}"
         )
 
 
-def _check_finite(view: PoolView) -> None:
+def _check_finite(view: PoolView, budget: Budget) -> None:
     # One fast pass: NaN and infinities survive a sum. Only then are the rows that matter examined.
-    if bool(torch.isfinite(view.embeddings_Nd.sum(dtype=torch.float32))):
+    source = view.embeddings_Nd
+    if isinstance(source, torch.Tensor) and bool(torch.isfinite(source.sum(dtype=torch.float32))):
         return
     bad = 0
     for rows in (view.unlabelled_U, view.labelled_L):
-        for _, tile_Td in view.tiles(rows, Budget(device=view.embeddings_Nd.device)):
+        for _, tile_Td in view.tiles(rows, dataclasses.replace(budget, device=source.device)):
             bad += int((~torch.isfinite(tile_Td).all(dim=1)).sum())
     if bad:
         raise InputError(
@@ -214,6 +292,10 @@ def _check_selection(strategy: Strategy, view: PoolView, b: int, selection: Sele
         if not np.isin(rows_b, view.unlabelled_U).all()
         else "a utility that is not finite"
         if not np.isfinite(selection.utility_b).all()
+        else "another number of reasons"
+        if selection.reasons_b and len(selection.reasons_b) != b
+        else "chances that do not fit"
+        if selection.probability_b is not None and len(selection.probability_b) != b
         else None
     )
     if broken is not None:

@@ -10,7 +10,8 @@ from typing import ClassVar
 import numpy as np
 
 from svp.strategies.base import Budget, Need, Oracle, PoolView, Selection, Space
-from svp.strategies.cover import k_center
+from svp.strategies.cost import Cost, PoolShape
+from svp.strategies.cover import FRONTIER, k_center
 from svp.strategies.parameters import check_choice
 from svp.strategies.points import Norm, pool_points
 
@@ -36,6 +37,8 @@ class CoreSet:
     uses_oracle: ClassVar[bool] = False
     exactness: ClassVar[str] = "exact"
     source: ClassVar[str] = "Sener and Savarese 2018, algorithm 1"
+    scaling: ClassVar[str] = "(L + b) N h"
+    instead: ClassVar[str] = "partitioned_coreset"
 
     space: Space = "hidden"
     norm: Norm = "none"
@@ -43,6 +46,17 @@ class CoreSet:
     def __post_init__(self) -> None:
         check_choice("coreset.space", self.space, ("input", "hidden"))
         check_choice("coreset.norm", self.norm, ("none", "l2", "zscore"))
+
+    def cost(self, shape: PoolShape) -> Cost:
+        """Return memory and arithmetic; see `Strategy.cost`."""
+        centres = shape.labelled + shape.budget
+        # The frontier, the centres themselves in both precisions, and one block against them.
+        rows = FRONTIER + 2 * centres
+        return Cost(
+            bytes=shape.tile_bytes + 48 * shape.candidates + 8 * rows * shape.hidden + 64 * 2**20,
+            flops=2.0 * centres * shape.candidates * shape.hidden,
+            passes=4.0,
+        )
 
     def select(
         self, view: PoolView, b: int, seed: int, *, budget: Budget, oracle: Oracle | None = None

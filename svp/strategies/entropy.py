@@ -11,6 +11,7 @@ from typing import ClassVar
 import torch
 
 from svp.strategies.base import Budget, Need, Oracle, PoolView, Selection
+from svp.strategies.cost import Cost, PoolShape
 from svp.strategies.rank import rank_by_logits
 from svp.strategies.softmax import others
 
@@ -39,6 +40,14 @@ class Entropy:
     uses_oracle: ClassVar[bool] = False
     exactness: ClassVar[str] = "exact"
     source: ClassVar[str] = "Settles 2009, section 3.1"
+    scaling: ClassVar[str] = "N h C"
+    instead: ClassVar[str] = ""
+
+    def cost(self, shape: PoolShape) -> Cost:
+        """Return memory and arithmetic; see `Strategy.cost`."""
+        return Cost(
+            bytes=shape.tile_bytes + 32 * shape.candidates, flops=shape.logits_flops, passes=1.0
+        )
 
     def select(
         self, view: PoolView, b: int, seed: int, *, budget: Budget, oracle: Oracle | None = None

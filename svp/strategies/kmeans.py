@@ -12,6 +12,7 @@ import numpy as np
 
 from svp.seed import numpy_generator
 from svp.strategies.base import Budget, Need, Oracle, PoolView, Selection, Space
+from svp.strategies.cost import Cost, PoolShape
 from svp.strategies.lloyd import lloyd, representatives
 from svp.strategies.parameters import check_choice, check_range
 from svp.strategies.points import Norm, pool_points
@@ -36,6 +37,8 @@ class KMeans:
     uses_oracle: ClassVar[bool] = False
     exactness: ClassVar[str] = "approx:local-optimum"
     source: ClassVar[str] = "Lloyd 1982; compared in Ash et al. 2020"
+    scaling: ClassVar[str] = "iterations b N h"
+    instead: ClassVar[str] = "coreset"
 
     iterations: int = 20
     space: Space = "hidden"
@@ -45,6 +48,18 @@ class KMeans:
         check_range("kmeans.iterations", self.iterations, 1)
         check_choice("kmeans.space", self.space, ("input", "hidden"))
         check_choice("kmeans.norm", self.norm, ("none", "l2", "zscore"))
+
+    def cost(self, shape: PoolShape) -> Cost:
+        """Return memory and arithmetic; see `Strategy.cost`."""
+        flops = 2.0 * shape.budget * shape.candidates * shape.hidden
+        return Cost(
+            bytes=shape.tile_bytes
+            + 48 * shape.candidates
+            + 16 * shape.budget * shape.hidden
+            + 64 * 2**20,
+            flops=(self.iterations + 1) * flops,
+            passes=self.iterations + 2.0,
+        )
 
     def select(
         self, view: PoolView, b: int, seed: int, *, budget: Budget, oracle: Oracle | None = None

@@ -11,6 +11,7 @@ from typing import ClassVar, Literal
 import torch
 
 from svp.strategies.base import Budget, Need, Oracle, PoolView, Selection
+from svp.strategies.cost import Cost, PoolShape
 from svp.strategies.parameters import check_choice
 from svp.strategies.rank import rank_by_logits
 from svp.strategies.softmax import others
@@ -49,11 +50,19 @@ class Margin:
     uses_oracle: ClassVar[bool] = False
     exactness: ClassVar[str] = "exact"
     source: ClassVar[str] = "Scheffer et al. 2001"
+    scaling: ClassVar[str] = "N h C"
+    instead: ClassVar[str] = ""
 
     space: Literal["prob", "logit"] = "prob"
 
     def __post_init__(self) -> None:
         check_choice("margin.space", self.space, ("prob", "logit"))
+
+    def cost(self, shape: PoolShape) -> Cost:
+        """Return memory and arithmetic; see `Strategy.cost`."""
+        return Cost(
+            bytes=shape.tile_bytes + 32 * shape.candidates, flops=shape.logits_flops, passes=1.0
+        )
 
     def select(
         self, view: PoolView, b: int, seed: int, *, budget: Budget, oracle: Oracle | None = None

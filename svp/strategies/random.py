@@ -11,6 +11,7 @@ from typing import ClassVar
 import numpy as np
 
 from svp.strategies.base import Budget, Need, Oracle, PoolView, Selection
+from svp.strategies.cost import Cost, PoolShape
 from svp.strategies.keys import hash_keys
 
 
@@ -26,6 +27,12 @@ class Random:
     uses_oracle: ClassVar[bool] = False
     exactness: ClassVar[str] = "exact-law"
     source: ClassVar[str] = "simple random sampling"
+    scaling: ClassVar[str] = "N"
+    instead: ClassVar[str] = ""
+
+    def cost(self, shape: PoolShape) -> Cost:
+        """Return memory and arithmetic; see `Strategy.cost`."""
+        return Cost(bytes=32 * shape.candidates, flops=0.0, passes=0.0)
 
     def select(
         self, view: PoolView, b: int, seed: int, *, budget: Budget, oracle: Oracle | None = None

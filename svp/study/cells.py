@@ -201,6 +201,8 @@ def run_cell(
     The initial batch depends on the seed alone, and so does every fit on it: all strategies start
     from the same point.
     """
+    from svp.strategies.catalog import reads_labels
+
     first = build_named_strategy(config.first, {})
     batches = [_select(stage, first, None, [], config.sizes[0], seed)]
     select_s = 0.0
@@ -229,7 +231,7 @@ def run_cell(
         strategy=name,
         proxy=kind,
         seed=seed,
-        uses_oracle=strategy.uses_oracle,
+        uses_oracle=reads_labels(strategy),
         rounds=tuple(rounds),
         selected=tuple(tuple(stage.ids[row] for row in batch) for batch in batches),
     )
@@ -247,7 +249,7 @@ def _select(
     import torch
 
     from svp.strategies.base import Budget, PoolView
-    from svp.strategies.catalog import run_strategy
+    from svp.strategies.catalog import reads_labels, run_strategy
 
     labelled_L = np.sort(np.concatenate([np.zeros(0, dtype=np.int64), *batches]))
     free_M = np.ones(len(stage.ids), dtype=bool)
@@ -267,7 +269,7 @@ def _select(
         b,
         derive_seed(seed, "select", len(batches)),
         budget=Budget(device=torch.device(stage.device)),
-        oracle=(lambda rows: stage.y_M[rows]) if strategy.uses_oracle else None,
+        oracle=(lambda rows: stage.y_M[rows]) if reads_labels(strategy) else None,
     )
     return selection.rows_b
 

@@ -210,6 +210,8 @@ def _receipt(
     encoder_id: str,
     labels: Mapping[str, str],
 ) -> dict[str, Any]:
+    from svp.strategies.catalog import reads_labels
+
     counts = Counter(choice.names_L)
     encoder = study.config.encoder
     return {
@@ -246,7 +248,7 @@ def _receipt(
             "first": plan.first,
             "exactness": choice.selection.exactness,
             "counters": dict(choice.selection.counters),
-            "uses_oracle": choice.strategy.uses_oracle,
+            "uses_oracle": reads_labels(choice.strategy),
         },
         "proxy": {
             "kind": plan.proxy_kind,

@@ -1,6 +1,7 @@
 """What every strategy of the catalogue must hold; a new one is tested by being listed."""
 
 import dataclasses
+import json
 
 import numpy as np
 import pytest
@@ -8,8 +9,9 @@ import torch
 
 from svp.errors import InputError
 from svp.proxies import LinearConfig, MLPConfig, ProxyConfig, Standardiser, fit_proxy
-from svp.strategies.base import Budget, PoolView, Selection, Strategy
-from svp.strategies.catalog import STRATEGIES, build_strategy, describe, names, run_strategy
+from svp.strategies import catalog
+from svp.strategies.base import Budget, Int64Array, PoolView, Selection, Strategy, gather
+from svp.strategies.catalog import STRATEGIES, build_strategy, describe, names, reads_labels
 from svp.strategies.keys import keys_of
 
 _N, _D, _C = 1300, 16, 5
@@ -57,7 +59,30 @@ def _pool(
         y_L=y_N[labelled].astype(np.int64),
         n_classes=_C,
         proxy=proxy,
+        views=tuple(
+            torch.from_numpy(
+                (x + 0.3 * rng.normal(size=x.shape)).astype(np.float16).astype(np.float32)
+            )
+            for _ in range(2)
+        ),
     )
+
+
+def run_strategy(
+    strategy: Strategy, view: PoolView, b: int, seed: int, budget: Budget | None = None
+) -> Selection:
+    """Run it with an oracle if it reads labels; an item's class follows from its key alone."""
+
+    def oracle(rows: Int64Array) -> Int64Array:
+        return (view.keys_N[rows] % np.uint64(max(view.n_classes, 1))).astype(np.int64)
+
+    known = oracle if reads_labels(strategy) else None
+    return catalog.run_strategy(strategy, view, b, seed, budget=budget, oracle=known)
+
+
+def _dense(view: PoolView) -> torch.Tensor:
+    assert isinstance(view.embeddings_Nd, torch.Tensor)
+    return view.embeddings_Nd
 
 
 def _permuted(view: PoolView, seed: int) -> PoolView:
@@ -68,7 +93,8 @@ def _permuted(view: PoolView, seed: int) -> PoolView:
     by_row = np.argsort(labelled)
     return dataclasses.replace(
         view,
-        embeddings_Nd=view.embeddings_Nd[torch.from_numpy(order)],
+        embeddings_Nd=_dense(view)[torch.from_numpy(order)],
+        views=tuple(gather(other, order) for other in view.views),
         keys_N=view.keys_N[order],
         unlabelled_U=np.sort(place[view.unlabelled_U]),
         labelled_L=labelled[by_row],
@@ -103,6 +129,9 @@ def test_it_chooses_the_budget_in_distinct_candidates(strategy: Strategy, pool: 
     assert selection.utility_b.dtype == np.float32
     assert selection.reason.count("{utility}") == 1
     assert selection.exactness == strategy.exactness
+    assert (selection.oracle_calls > 0) == reads_labels(strategy)
+    assert selection.oracle_calls <= 37
+    json.dumps(dict(selection.state), allow_nan=False)
 
 
 def test_the_same_seed_chooses_the_same(strategy: Strategy, pool: PoolView) -> None:
@@ -125,7 +154,7 @@ def test_tile_and_cache_size_change_nothing(
 ) -> None:
     expected = run_strategy(strategy, mlp_pool, 40, 2)
     budget = Budget(tile_rows=tile_rows, cache_bytes=cache_bytes)
-    got = run_strategy(strategy, mlp_pool, 40, 2, budget=budget)
+    got = run_strategy(strategy, mlp_pool, 40, 2, budget)
     np.testing.assert_array_equal(expected.rows_b, got.rows_b)
     np.testing.assert_array_equal(expected.utility_b, got.utility_b)
 
@@ -153,7 +182,9 @@ def test_copies_of_one_item_neither_break_it_nor_depend_on_order(strategy: Strat
 
 def test_identical_items_are_all_ties(strategy: Strategy) -> None:
     view = _pool(n=200)
-    view = dataclasses.replace(view, embeddings_Nd=torch.ones(200, _D))
+    view = dataclasses.replace(
+        view, embeddings_Nd=torch.ones(200, _D), views=(torch.ones(200, _D), torch.ones(200, _D))
+    )
     other = _permuted(view, 8)
     expected, got = run_strategy(strategy, view, 30, 1), run_strategy(strategy, other, 30, 1)
     assert _keys(view, expected) == _keys(other, got)
@@ -185,7 +216,7 @@ def test_missing_classes_do_not_matter(strategy: Strategy, kind: ProxyConfig, ca
 def test_inputs_are_left_alone(strategy: Strategy) -> None:
     view = _pool(n=200)
     before = [
-        view.embeddings_Nd.clone(),
+        _dense(view).clone(),
         *(
             torch.from_numpy(array.astype(np.int64))
             for array in (view.keys_N, view.unlabelled_U, view.labelled_L, view.y_L)
@@ -193,7 +224,7 @@ def test_inputs_are_left_alone(strategy: Strategy) -> None:
     ]
     run_strategy(strategy, view, 20, 0)
     after = [
-        view.embeddings_Nd,
+        _dense(view),
         *(
             torch.from_numpy(array.astype(np.int64))
             for array in (view.keys_N, view.unlabelled_U, view.labelled_L, view.y_L)
@@ -205,7 +236,7 @@ def test_inputs_are_left_alone(strategy: Strategy) -> None:
 def test_float16_embeddings_choose_like_their_float32_values(
     strategy: Strategy, pool: PoolView
 ) -> None:
-    half = dataclasses.replace(pool, embeddings_Nd=pool.embeddings_Nd.half())
+    half = dataclasses.replace(pool, embeddings_Nd=_dense(pool).half())
     np.testing.assert_array_equal(
         run_strategy(strategy, pool, 30, 9).rows_b, run_strategy(strategy, half, 30, 9).rows_b
     )
@@ -217,7 +248,7 @@ def test_embeddings_that_are_not_finite_are_refused(
 ) -> None:
     if not strategy.needs:
         pytest.skip("reads no embeddings")
-    broken = pool.embeddings_Nd.clone()
+    broken = _dense(pool).clone()
     broken[int(pool.unlabelled_U[5]), 3] = value
     with pytest.raises(InputError, match="NaN or infinity in 1 of"):
         run_strategy(strategy, dataclasses.replace(pool, embeddings_Nd=broken), 10, 0)
@@ -241,12 +272,69 @@ def test_a_round_without_labels(strategy: Strategy, pool: PoolView) -> None:
             run_strategy(strategy, view, 12, 0)
 
 
+class _Fetched:
+    """Embeddings that are handed out in pieces only, like those of a store."""
+
+    def __init__(self, x_Nd: torch.Tensor) -> None:
+        self._x_Nd = x_Nd
+        self.largest = 0
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self._x_Nd.shape[0], self._x_Nd.shape[1]
+
+    @property
+    def device(self) -> torch.device:
+        return self._x_Nd.device
+
+    def gather(self, rows_M: Int64Array) -> torch.Tensor:
+        self.largest = max(self.largest, len(rows_M))
+        return gather(self._x_Nd, rows_M)
+
+
+def test_a_pool_that_is_fetched_piece_by_piece_gives_the_same(
+    strategy: Strategy, pool: PoolView
+) -> None:
+    fetched = _Fetched(_dense(pool))
+    views = tuple(_Fetched(gather(view, np.arange(_N))) for view in pool.views)
+    lazy = dataclasses.replace(pool, embeddings_Nd=fetched, views=views)
+    expected = run_strategy(strategy, pool, 40, 2)
+    got = run_strategy(strategy, lazy, 40, 2, Budget(tile_rows=64, cache_bytes=0))
+    np.testing.assert_array_equal(expected.rows_b, got.rows_b)
+    assert fetched.largest <= 1024
+
+
+def test_a_memory_cap_is_kept_or_refused_before_anything_runs(
+    strategy: Strategy, pool: PoolView
+) -> None:
+    needed = strategy.cost(pool.shape(40, Budget())).bytes
+    assert needed > 0
+    capped = Budget(memory_bytes=needed)
+    np.testing.assert_array_equal(
+        run_strategy(strategy, pool, 40, 2, capped).rows_b,
+        run_strategy(strategy, pool, 40, 2).rows_b,
+    )
+    with pytest.raises(InputError, match="must fit in the memory cap"):
+        run_strategy(strategy, pool, 40, 2, Budget(memory_bytes=needed - 1))
+
+
+def test_a_strategy_that_reads_labels_refuses_a_campaign_with_people(
+    strategy: Strategy, pool: PoolView
+) -> None:
+    if reads_labels(strategy):
+        with pytest.raises(InputError, match="must be given known labels"):
+            catalog.run_strategy(strategy, pool, 10, 0)
+    else:
+        assert catalog.run_strategy(strategy, pool, 10, 0).oracle_calls == 0
+
+
 def test_descriptions_are_complete() -> None:
     assert len({one.name for one in describe()}) == len(STRATEGIES) == len(names())
     for one in describe():
         assert one.summary
         assert one.family
         assert one.source
+        assert one.scaling
         assert build_strategy(one.name, one.params) == build_strategy(one.name)
 
 
@@ -278,7 +366,7 @@ def test_other_spaces_and_norms_hold_the_rules_too(
     chosen = build_strategy(name, {"norm": norm, "space": space})
     other = _permuted(mlp_pool, 21)
     expected = run_strategy(chosen, mlp_pool, 30, 3)
-    got = run_strategy(chosen, other, 30, 3, budget=Budget(tile_rows=1, cache_bytes=0))
+    got = run_strategy(chosen, other, 30, 3, Budget(tile_rows=1, cache_bytes=0))
     assert _keys(mlp_pool, expected) == _keys(other, got)
 
 
@@ -290,7 +378,7 @@ def test_views_that_contradict_themselves_are_refused(pool: PoolView) -> None:
         {"unlabelled_U": np.arange(_N, dtype=np.int64)},
         {"y_L": pool.y_L[1:]},
         {"y_L": pool.y_L + _C},
-        {"embeddings_Nd": pool.embeddings_Nd[:, None, :]},
+        {"embeddings_Nd": _dense(pool)[:, None, :]},
     ):
         with pytest.raises(InputError):
             run_strategy(strategy, dataclasses.replace(pool, **change), 5, 0)
@@ -302,7 +390,7 @@ def test_the_rules_hold_on_a_gpu(strategy: Strategy) -> None:
     pool = _pool(device="cuda")
     cuda = torch.device("cuda")
     other = _permuted(pool, 31)
-    expected = run_strategy(strategy, pool, 40, 3, budget=Budget(device=cuda))
+    expected = run_strategy(strategy, pool, 40, 3, Budget(device=cuda))
     got = run_strategy(
         strategy, other, 40, 3, budget=Budget(device=cuda, tile_rows=1, cache_bytes=0)
     )
@@ -319,6 +407,6 @@ def test_proxies_on_a_gpu_predict_like_those_on_the_cpu(config: ProxyConfig) -> 
     here, there = (_pool(config=config, device=device) for device in ("cpu", "cuda"))
     assert here.proxy is not None
     assert there.proxy is not None
-    one = here.proxy.logits(here.embeddings_Nd).argmax(dim=1)
-    two = there.proxy.logits(there.embeddings_Nd.cuda()).argmax(dim=1).cpu()
+    one = here.proxy.logits(_dense(here)).argmax(dim=1)
+    two = there.proxy.logits(_dense(there).cuda()).argmax(dim=1).cpu()
     assert (one == two).float().mean() > 0.95
