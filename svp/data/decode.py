@@ -5,6 +5,10 @@ composited on white; 16-bit grey divided by 257 and rounded, 16-bit colour cut t
 32-bit integers read on the 16-bit scale and floats on [0, 1], refused outside; CMYK by Pillow's
 formula, with the inverted inks of JPEG; colour profiles ignored. The format follows from the
 bytes, never from the name.
+
+A JPEG may be decoded at 1/2, 1/4 or 1/8 of its size, when whoever asks says how large it must
+stay: the codec then skips the fine frequencies, which costs a fraction of the time. The pixels are
+not those of the whole image made smaller, so this too belongs into the identity.
 """
 
 import io
@@ -54,6 +58,10 @@ _TRANSPOSE: Final = {
 }
 # Python's warning filters belong to the process, so only one thread may swap them at a time.
 _FILTERS: Final = threading.Lock()
+_TURNED: Final = frozenset({5, 6, 7, 8})  # orientations that swap width and height
+_JPEG_END: Final = b"\xff\xd9"
+
+Size = tuple[int, int]
 
 
 class _Jpeg(JpegImagePlugin.JpegImageFile):
@@ -96,7 +104,11 @@ _IMPOSTORS: Final = (
 
 
 def decode_image(
-    data: bytes, *, max_pixels: int = MAX_PIXELS, max_bytes: int = MAX_BYTES
+    data: bytes,
+    *,
+    max_pixels: int = MAX_PIXELS,
+    max_bytes: int = MAX_BYTES,
+    needed: Callable[[int, int], Size] | None = None,
 ) -> Image.Image:
     """Decode one image completely.
 
@@ -104,6 +116,9 @@ def decode_image(
         data: Encoded bytes: JPEG, PNG, GIF, BMP, WebP, TIFF, PPM, PGM or PBM.
         max_pixels: Refuse images of more pixels before decoding them.
         max_bytes: Refuse longer data.
+        needed: Maps width and height of the upright image to the smallest ones that are wanted. A
+            JPEG is then decoded at the smallest of the scales 1, 1/2, 1/4 and 1/8 that leaves both
+            sides at least that long; other formats are decoded whole.
 
     Returns:
         An image of mode RGB.
@@ -128,8 +143,10 @@ def decode_image(
                     "too_large",
                     f"{width:,} x {height:,} pixels, more than the limit of {max_pixels:,}",
                 )
+            if needed is not None and isinstance(image, _Jpeg):
+                image.draft(None, _as_stored(needed, image.size, orientation))
             image.load()
-            return _upright(_to_rgb(image), orientation)
+            return upright(_to_rgb(image), orientation)
     except (DecodeError, Warning):
         raise
     except Image.DecompressionBombError as error:
@@ -137,6 +154,31 @@ def decode_image(
     # Damaged bytes take Pillow's parsers anywhere, so any failure of theirs is the item's.
     except Exception as error:
         raise DecodeError("corrupt", _line(error)) from error
+
+
+def _as_stored(needed: Callable[[int, int], Size], size: Size, orientation: Any) -> Size:
+    # The bytes may lie on their side; what is needed is said of the upright image.
+    if orientation not in _TURNED:
+        return needed(*size)
+    width, height = needed(size[1], size[0])
+    return height, width
+
+
+def plain_jpeg(data: bytes, *, max_pixels: int = MAX_PIXELS) -> tuple[Size, Any] | None:
+    """Return (width, height) and orientation of a JPEG that any decoder reads in the same way.
+
+    None for everything else: other formats, CMYK, sizes beyond the limit, damaged headers, and
+    files that are cut off, of which some decoders make grey instead of an error.
+    """
+    if not data.startswith(b"\xff\xd8\xff") or not data.rstrip(b"\0").endswith(_JPEG_END):
+        return None
+    try:
+        image, orientation = _open(data)
+    except Exception:
+        return None
+    with image:
+        plain = image.mode in ("RGB", "L") and image.width * image.height <= max_pixels
+        return (image.size, orientation) if plain else None
 
 
 def _line(error: Exception) -> str:
@@ -177,7 +219,8 @@ def _impostor(data: bytes) -> str:
     return f"it begins with the bytes {data[:8].hex(' ')}"
 
 
-def _upright(image: Image.Image, orientation: Any) -> Image.Image:
+def upright(image: Image.Image, orientation: Any) -> Image.Image:
+    """Return the image turned by its EXIF orientation."""
     # Anything but the numbers 2 to 8, such as a damaged tag, means upright.
     method = _TRANSPOSE.get(orientation) if isinstance(orientation, int) else None
     return image if method is None else image.transpose(method)

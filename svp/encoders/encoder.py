@@ -1,7 +1,9 @@
 """Encoder: exact weights on a device, with the input they expect and one identity."""
 
 import contextlib
+import copy
 import functools
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final, cast
 
@@ -10,8 +12,8 @@ import torch
 from torch import nn
 
 from feature_store.store import encoder_id_of
-from svp.data.decode import DECODER
 from svp.encoders import byol, folder, openclip, timmodels
+from svp.encoders.decoders import DecoderName, ImageDecoder, decoder_identity, image_decoder
 from svp.encoders.identity import Precision, autocast_of, describe
 from svp.encoders.preprocessing import Preprocessing
 from svp.encoders.spec import EncoderSpec, parse_spec, plugins
@@ -28,32 +30,52 @@ _LOADERS: Final[Mapping[str, Callable[..., Loaded]]] = {
 _CHANNELS: Final = 3
 
 
-@contextlib.contextmanager
-def _full_float32(device: torch.device) -> Iterator[None]:
-    # TF32 keeps 10 bits of mantissa and is cuDNN's default; the identity promises float32.
-    if device.type != "cuda":
-        yield
-        return
-    matmul, cudnn = cast(Any, torch.backends.cuda.matmul), cast(Any, torch.backends.cudnn)
-    undo: list[Callable[[], None]] = []
+class _FullFloat32:
+    """Switches TF32 off while at least one forward pass is being launched, in any thread.
 
-    def switch(owner: Any, name: str, value: object) -> None:
-        undo.append(functools.partial(setattr, owner, name, getattr(owner, name)))
+    TF32 keeps 10 bits of mantissa and is cuDNN's default; the identity promises float32. The
+    switches belong to the process, so only the last thread that leaves may set them back.
+    """
+
+    def __init__(self) -> None:
+        self._lock, self._inside = threading.Lock(), 0
+        self._undo: list[Callable[[], None]] = []
+
+    def _switch(self, owner: Any, name: str, value: object) -> None:
+        self._undo.append(functools.partial(setattr, owner, name, getattr(owner, name)))
         setattr(owner, name, value)
 
-    try:
+    def _off(self) -> None:
+        matmul, cudnn = cast(Any, torch.backends.cuda.matmul), cast(Any, torch.backends.cudnn)
         # Reading the older switches raises where the caller set the newer ones one by one.
         with contextlib.suppress(RuntimeError):
-            switch(matmul, "allow_tf32", False)
-            switch(cudnn, "allow_tf32", False)
+            self._switch(matmul, "allow_tf32", False)
+            self._switch(cudnn, "allow_tf32", False)
         # Off, the older ones mean "as the level above", which the newer ones may have switched on.
         for owner in (matmul, getattr(cudnn, "conv", None)):
             if getattr(owner, "fp32_precision", "ieee") == "tf32":
-                switch(owner, "fp32_precision", "ieee")
-        yield
-    finally:
-        for restore in reversed(undo):
-            restore()
+                self._switch(owner, "fp32_precision", "ieee")
+
+    @contextlib.contextmanager
+    def __call__(self, device: torch.device) -> Iterator[None]:
+        if device.type != "cuda":
+            yield
+            return
+        with self._lock:
+            if not self._inside:
+                self._off()
+            self._inside += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._inside -= 1
+                if not self._inside:
+                    while self._undo:
+                        self._undo.pop()()
+
+
+_full_float32: Final = _FullFloat32()
 
 
 class Encoder:
@@ -69,36 +91,57 @@ class Encoder:
             makes another encoder: save it (`svp.encoders.folder.save_encoder`) and open that.
         device: Where the module is.
         precision: "fp32", "bf16" or "fp16".
+        decoder: What makes pixels of bytes; see `svp.encoders.decoders`.
         provenance: JSON: source and licence of the weights. Not part of the identity.
     """
 
     def __init__(
-        self, loaded: Loaded, *, device: str | torch.device = "cpu", precision: Precision = "fp32"
+        self,
+        loaded: Loaded,
+        *,
+        device: str | torch.device = "cpu",
+        precision: Precision = "fp32",
+        decoder: DecoderName = "pillow",
     ) -> None:
         autocast = autocast_of(precision)
-        self.identity: dict[str, Any] = describe(loaded, precision, DECODER)
+        self.identity: dict[str, Any] = describe(loaded, precision, decoder_identity(decoder))
         self.id: str = encoder_id_of(self.identity)
         self.preprocessing: Preprocessing = loaded.preprocessing
         self.provenance: dict[str, Any] = loaded.provenance
         self.device = torch.device(device)
         self.precision: Precision = precision
+        self.decoder: DecoderName = decoder
         self.storage_dtype: np.dtype[Any] = np.dtype(self.identity["storage"])
         self._autocast: torch.dtype | None = getattr(torch, autocast) if autocast else None
         self._storage: torch.dtype = torch.float16 if autocast else torch.float32
-        mean, std = (
-            torch.tensor(values, device=self.device).view(1, _CHANNELS, 1, 1)
-            for values in (loaded.preprocessing.mean, loaded.preprocessing.std)
-        )
-        # (x / 255 - mean) / std as one multiplication and one addition.
-        self._scale, self._shift = 1 / (255 * std), -mean / std
-        module = loaded.module.eval().to(self.device)
-        # Convolutions on bytes that arrive as (B, S, S, 3) want this layout; others ignore it.
-        self.module: nn.Module = module.to(memory_format=torch.channels_last)
+        self._place(loaded.module)
         self.dim: int = self._probe()
 
     def __repr__(self) -> str:
         model = self.identity["architecture"].get("model", self.identity["architecture"]["family"])
         return f"Encoder({model}, id={self.id}, dim={self.dim}, {self.precision}, {self.device})"
+
+    def _place(self, module: nn.Module) -> None:
+        mean, std = (
+            torch.tensor(values, device=self.device).view(1, _CHANNELS, 1, 1)
+            for values in (self.preprocessing.mean, self.preprocessing.std)
+        )
+        # (x / 255 - mean) / std as one multiplication and one addition.
+        self._scale, self._shift = 1 / (255 * std), -mean / std
+        module = module.eval().to(self.device)
+        # Convolutions on bytes that arrive as (B, S, S, 3) want this layout; others ignore it.
+        self.module: nn.Module = module.to(memory_format=torch.channels_last)
+
+    def replica(self, device: str | torch.device) -> "Encoder":
+        """Return the same encoder with weights of its own on another device, or on the same."""
+        twin = copy.copy(self)
+        twin.device = torch.device(device)
+        twin._place(copy.deepcopy(self.module))
+        return twin
+
+    def image_decoder(self) -> ImageDecoder:
+        """Return what makes the pixels of this encoder's images."""
+        return image_decoder(self.decoder, self.preprocessing, self.device)
 
     def _probe(self) -> int:
         # One grey image: a model that pools nothing or yields NaN must fail before a pool does.
@@ -133,20 +176,28 @@ class Encoder:
         return torch.addcmul(self._shift, x_BCHW, 255 * self._scale)
 
     @torch.no_grad()
-    def features_of(self, x_BCHW: torch.Tensor) -> torch.Tensor:
-        """Return embeddings (B, d) of normalised images, in the storage type, not yet checked."""
+    def features_of(
+        self, x_BCHW: torch.Tensor, run: Callable[[torch.Tensor], torch.Tensor] | None = None
+    ) -> torch.Tensor:
+        """Return embeddings (B, d) of normalised images, in the storage type, not yet checked.
+
+        Args:
+            x_BCHW: See `normalise`.
+            run: Another form of `module`, such as a compiled one; None means the module itself.
+        """
+        run = self.module if run is None else run
         was_training = self.module.training
         self.module.eval()
         try:
             with _full_float32(self.device):
                 if self._autocast is None:
-                    x_Bd = self.module(x_BCHW)
+                    x_Bd = run(x_BCHW)
                 else:
                     with torch.autocast(self.device.type, dtype=self._autocast):
-                        x_Bd = self.module(x_BCHW)
+                        x_Bd = run(x_BCHW)
         finally:
             self.module.train(was_training)
-        return cast(torch.Tensor, x_Bd).to(self._storage)
+        return x_Bd.to(self._storage)
 
     def features(self, x_u8_BCHW: torch.Tensor) -> torch.Tensor:
         """Return embeddings (B, d) of uint8 images, in the storage type, not yet checked.
@@ -196,6 +247,7 @@ def open_encoder(
     *,
     device: str | torch.device = "cpu",
     precision: Precision = "fp32",
+    decoder: DecoderName = "pillow",
     offline: bool | None = None,
     progress: Progress | None = None,
 ) -> Encoder:
@@ -205,6 +257,7 @@ def open_encoder(
         spec: See `svp.encoders.spec`.
         device: Where it runs.
         precision: Weights are always float32; "bf16" and "fp16" autocast the forward pass.
+        decoder: What makes pixels of bytes; part of the identity. See `svp.encoders.decoders`.
         offline: Whether to refuse downloads; None asks the environment.
         progress: Told about downloads before they start.
 
@@ -217,5 +270,6 @@ def open_encoder(
         TemporaryError: A download failed.
     """
     autocast_of(precision)
+    decoder_identity(decoder)
     loaded = _load(parse_spec(spec), offline=offline, progress=progress or Silent())
-    return Encoder(loaded, device=device, precision=precision)
+    return Encoder(loaded, device=device, precision=precision, decoder=decoder)

@@ -10,6 +10,7 @@ Shapes: N = asked items, M = kept items, B = batch, S = side of the preprocessed
 import collections
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import itertools
 import os
@@ -21,9 +22,10 @@ from typing import Any, Final, Literal, Protocol
 import numpy as np
 import numpy.typing as npt
 import torch
+from PIL import Image
 
-from svp.data.decode import decode_image
 from svp.data.failure import DecodeError, failure_of
+from svp.encoders.decoders import ImageDecoder, NvJpeg, Pillow
 from svp.encoders.preprocessing import Preprocessing, UInt8Array
 from svp.errors import InputError
 from svp.progress import Progress, Silent
@@ -80,26 +82,20 @@ def default_workers() -> int:
     return min(_MAX_WORKERS, usable)
 
 
-def read_image(
-    source: Reader, uri: str, preprocessing: Preprocessing, digest: bytes | None = None
-) -> UInt8Array | ImageFailure:
-    """Return one preprocessed image (S, S, 3), or why there is none.
-
-    Args:
-        source: Gives the encoded bytes.
-        uri: Of the item.
-        preprocessing: Makes the square.
-        digest: SHA-256 that the bytes must have, 32 bytes, or None. Bytes that changed since the
-            pool was scanned would file another image's embedding under this digest.
-    """
+def _read(source: Reader, uri: str, digest: bytes | None) -> bytes | ImageFailure:
+    # Bytes that changed since the scan would file another image's embedding under this digest.
     try:
         data = source.read(uri)
-        if digest is not None and hashlib.sha256(data).digest() != digest:
-            return ImageFailure("transient", "the file changed since the pool was scanned")
-        return preprocessing.array(decode_image(data))
     except (OSError, DecodeError) as error:
-        kind, reason = failure_of(error)
-        return ImageFailure("corrupt" if kind == "refused" else kind, reason)
+        return _failure(error)
+    if digest is not None and hashlib.sha256(data).digest() != digest:
+        return ImageFailure("transient", "the file changed since the pool was scanned")
+    return data
+
+
+def _failure(error: OSError | DecodeError) -> ImageFailure:
+    kind, reason = failure_of(error)
+    return ImageFailure("corrupt" if kind == "refused" else kind, reason)
 
 
 def _fill(
@@ -108,16 +104,26 @@ def _fill(
     digests: npt.NDArray[np.uint8] | None,
     preprocessing: Preprocessing,
     places: UInt8Array,
+    decoder: ImageDecoder,
 ) -> dict[int, ImageFailure]:
+    wanted = [None] * len(uris) if digests is None else [row.tobytes() for row in digests]
+    # Read one by one as they are decoded, unless the decoder is better at several.
+    read: Iterable[bytes | ImageFailure] = map(functools.partial(_read, source), uris, wanted)
+    images: Sequence[Image.Image | None] = [None] * len(uris)
+    if isinstance(decoder, NvJpeg):
+        read = list(read)
+        images = decoder.ahead([data if isinstance(data, bytes) else b"" for data in read])
     failures = {}
-    for offset, (uri, place) in enumerate(zip(uris, places, strict=True)):
-        digest = None if digests is None else digests[offset].tobytes()
-        image = read_image(source, uri, preprocessing, digest)
-        if isinstance(image, ImageFailure):
-            failures[offset] = image
-            place[...] = 0
-        else:
-            place[...] = image
+    for offset, (data, image) in enumerate(zip(read, images, strict=True)):
+        try:
+            if isinstance(data, ImageFailure):
+                failures[offset] = data
+            else:
+                places[offset] = preprocessing.array(image or decoder(data))
+        except (OSError, DecodeError) as error:
+            failures[offset] = _failure(error)
+        if offset in failures:
+            places[offset] = 0
     return failures
 
 
@@ -143,6 +149,7 @@ def read_batches(
     *,
     workers: int | None = None,
     pin: bool = False,
+    decoder: ImageDecoder | None = None,
 ) -> Generator[Batch]:
     """Yield the images of each batch in turn, decoding the next ones meanwhile.
 
@@ -152,11 +159,12 @@ def read_batches(
         preprocessing: Makes the squares.
         workers: Threads; None means one per processor.
         pin: Allocate page-locked memory, from which copies to a GPU do not wait.
+        decoder: Makes the pixels; None means whole images by Pillow.
 
     Yields:
         As many `Batch`es as asked, in order. Three at most are in memory.
     """
-    size = preprocessing.size
+    size, chosen = preprocessing.size, decoder or Pillow()
     asked = iter(batches)
     with _threads(workers) as threads:
         ahead: collections.deque[tuple[torch.Tensor, list[tuple[int, Future[Any]]]]]
@@ -175,6 +183,7 @@ def read_batches(
                         digests[first : first + _SLICE],
                         preprocessing,
                         places[first : first + _SLICE],
+                        chosen,
                     ),
                 )
                 for first in range(0, len(uris), _SLICE)
@@ -205,6 +214,7 @@ def decode_pool(
     digests: npt.NDArray[np.uint8] | None = None,
     workers: int | None = None,
     progress: Progress | None = None,
+    decoder: ImageDecoder | None = None,
 ) -> tuple[torch.Tensor, Int64Array, dict[int, ImageFailure]]:
     """Decode images once into memory, for training that reads them every epoch.
 
@@ -215,6 +225,7 @@ def decode_pool(
         digests: (N, 32) that the bytes must have, or None.
         workers: Threads; None means one per processor.
         progress: Where to report.
+        decoder: Makes the pixels; None means whole images by Pillow.
 
     Returns:
         Images uint8 (M, 3, S, S), contiguous, 3 S^2 bytes each; positions (M,) of the kept items
@@ -246,6 +257,7 @@ def decode_pool(
                 None if digests is None else digests[first : first + step],
                 preprocessing,
                 places[first : first + step],
+                decoder or Pillow(),
             )
             for first in range(0, count, step)
         ]

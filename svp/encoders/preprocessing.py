@@ -10,7 +10,7 @@ Shapes: S = side of the output square.
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Final, Literal, cast
 
 import numpy as np
@@ -120,6 +120,18 @@ class Preprocessing:
             return max(1, int(self.resize_to * width / height)), self.resize_to
         ratio = max(width, height) / self.resize_to
         return max(1, round(width / ratio)), max(1, round(height / ratio))
+
+    def scaled_need(self, margin: int) -> Callable[[int, int], tuple[int, int]]:
+        """Return the size that an image may shrink to before its resize, as a function of its own.
+
+        Both sides stay at least `margin` times as long as `resized_size`.
+        """
+
+        def needed(width: int, height: int) -> tuple[int, int]:
+            wide, high = self.resized_size(width, height)
+            return margin * wide, margin * high
+
+        return needed
 
     def _without_ends(self, image: Image.Image) -> Image.Image:
         # A strip of 1 x 100,000 px would grow to gigabytes before the crop throws it away.
