@@ -25,6 +25,7 @@ from feature_store.errors import (
     StoreConflictError,
     StoreFormatError,
     StoreNotFoundError,
+    ViewMismatchError,
 )
 from feature_store.layout import Chunk
 from feature_store.manifest import FailedRow, Failure, FailureKind, SegmentManifest, StoredObject
@@ -67,4 +68,5 @@ __all__ = [
     "StoreConflictError",
     "StoreFormatError",
     "StoreNotFoundError",
+    "ViewMismatchError",
 ]

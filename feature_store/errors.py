@@ -53,6 +53,10 @@ class EncoderMismatchError(FeatureStoreError, ValueError):
     """Stored vectors or identities belong to another encoder than their name says."""
 
 
+class ViewMismatchError(FeatureStoreError, ValueError):
+    """A table holds vectors of a view that was made in another way than the one asked for."""
+
+
 class StoreConflictError(FeatureStoreError, RuntimeError):
     """Two writers described the same object differently; nothing was overwritten."""
 

@@ -3,6 +3,8 @@
     store.json                                        format version
     pools/<pool>.parquet                              item snapshots
     encoders/<encoder>/encoder.json                   identity of an encoder
+    encoders/<encoder>/golden.json                    vectors of known images, to notice drift
+    encoders/<encoder>/<view>/view.json               how the images of a view are made
     encoders/<encoder>/<view>/segments/<segment>/     a plain Zarr v3 group
     encoders/<encoder>/<view>/segments/<segment>.json its manifest, created last
     encoders/<encoder>/<view>/failures/<segment>.*    why rows failed, until the manifest says so
@@ -85,7 +87,8 @@ def _power_below(number: int) -> int:
 
 def check_view(view: str) -> str:
     """Return `view` if it can name a directory, else raise FeatureStoreError."""
-    if not _VIEW.fullmatch(view) or view in {"segments", "failures"} or ".." in view:
+    reserved = view in {"segments", "failures"} or view.endswith(".json")
+    if not _VIEW.fullmatch(view) or reserved or ".." in view:
         raise FeatureStoreError(
             "A view must be named with at most 64 of a-z, 0-9, '.', '_', '-'. "
             f"Got {view!r}. Use a name such as eval or weak-0."
@@ -111,6 +114,16 @@ def pool_key(pool_id: str) -> str:
 def encoder_key(encoder_id: str) -> str:
     """Return the key of an encoder's identity."""
     return f"{ENCODERS}/{check_identity(encoder_id, 'encoder')}/encoder.json"
+
+
+def golden_key(encoder_id: str) -> str:
+    """Return the key of the known images' vectors under an encoder."""
+    return f"{ENCODERS}/{check_identity(encoder_id, 'encoder')}/golden.json"
+
+
+def view_key(encoder_id: str, view: str) -> str:
+    """Return the key of a view's description."""
+    return f"{table_prefix(encoder_id, view)}/view.json"
 
 
 def table_prefix(encoder_id: str, view: str) -> str:

@@ -8,10 +8,12 @@ from typing import Any, Final
 from feature_store import layout
 from feature_store.digest import canonical_json, sha256_hex
 from feature_store.errors import (
+    CorruptChunkError,
     EncoderMismatchError,
     FeatureStoreError,
     StoreFormatError,
     StoreNotFoundError,
+    ViewMismatchError,
 )
 from feature_store.pool import Pool, pool_from_parquet, pool_to_parquet
 from feature_store.storage import Storage, open_storage
@@ -130,6 +132,84 @@ class FeatureStore:
             if self._storage.size(layout.encoder_key(entry.name)) is not None
         ]
 
+    def put_golden(self, encoder_id: str, record: Mapping[str, Any]) -> bool:
+        """Store what an encoder made of known images, unless somebody did; return whether it did.
+
+        Args:
+            encoder_id: A stored encoder.
+            record: JSON values. The store does not read them.
+        """
+        self.encoder(encoder_id)
+        return self._storage.create(layout.golden_key(encoder_id), _sealed(record))
+
+    def golden(self, encoder_id: str) -> dict[str, Any] | None:
+        """Return what was stored by `put_golden` first, None if nothing was.
+
+        Raises:
+            CorruptChunkError: If it is damaged.
+        """
+        return self._unsealed(layout.golden_key(encoder_id))
+
+    def put_view(self, encoder_id: str, view: str, record: Mapping[str, Any]) -> None:
+        """Store how the images of a view are made. Nothing happens if the same is there.
+
+        Call it before the first vector of the view is published: a table holds vectors of one
+        making only, and a table whose making nobody recorded cannot be added to under a record.
+
+        Args:
+            encoder_id: A stored encoder.
+            view: Name of the table.
+            record: JSON values that decide the images: policy, version, seed.
+
+        Raises:
+            ViewMismatchError: If the table was made in another way, or in an unknown one.
+            CorruptChunkError: If what is stored is damaged.
+        """
+        key = layout.view_key(encoder_id, view)
+        if self._storage.size(key) is None:
+            if self.table(encoder_id, view).segments():
+                raise ViewMismatchError(
+                    f"A table that is added to as view {view!r} of encoder {encoder_id} must say "
+                    f"how its images were made. Got one without {key}. Choose another name for "
+                    "the view, or another store."
+                )
+            self._storage.create(key, _sealed(record))
+        stored = self.view_record(encoder_id, view)
+        if canonical_json(stored) != canonical_json(dict(record)):
+            raise ViewMismatchError(
+                f"View {view!r} of encoder {encoder_id} must be made as the stored one: "
+                f"{_short_json(stored)}. Got {_short_json(record)}. Use the stored settings, "
+                "another index of the view, or another store."
+            )
+
+    def view_record(self, encoder_id: str, view: str) -> dict[str, Any] | None:
+        """Return how the images of a view are made, None where nobody recorded it.
+
+        Raises:
+            CorruptChunkError: If what is stored is damaged.
+        """
+        return self._unsealed(layout.view_key(encoder_id, view))
+
+    def _unsealed(self, key: str) -> dict[str, Any] | None:
+        try:
+            data = self._storage.get(key)
+        except FileNotFoundError:
+            return None
+        try:
+            found = json.loads(data)
+            record: dict[str, Any] = found["record"]
+            intact = data == _sealed(record) and isinstance(record, dict)
+        except (ValueError, KeyError, TypeError):
+            intact = False
+        if not intact:
+            raise CorruptChunkError(
+                f"{key} must be what was written. Got other bytes in {self.url}. "
+                "Restore it from a copy.",
+                segment="",
+                chunk=key,
+            )
+        return record
+
     def views(self, encoder_id: str) -> list[str]:
         """Return the views of an encoder that hold something."""
         prefix = f"{layout.ENCODERS}/{layout.check_identity(encoder_id, 'encoder')}"
@@ -154,6 +234,18 @@ class FeatureStore:
             raise StoreNotFoundError(
                 f"The {what} must be in the store {self.url}. Got {name}. Stored: {listed}."
             ) from error
+
+
+def _sealed(record: Mapping[str, Any]) -> bytes:
+    """Return a record with its own checksum, so that a flipped bit is not taken for content."""
+    content = dict(record)
+    return (
+        canonical_json({"record": content, "sha256": sha256_hex(canonical_json(content))}) + b"\n"
+    )
+
+
+def _short_json(record: Mapping[str, Any] | None) -> str:
+    return canonical_json(dict(record or {})).decode()
 
 
 def _check_format(storage: Storage) -> None:

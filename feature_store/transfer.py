@@ -13,7 +13,12 @@ from typing import Final
 import crc32c
 
 from feature_store import layout
-from feature_store.errors import CorruptChunkError, FeatureStoreError, StoreConflictError
+from feature_store.errors import (
+    CorruptChunkError,
+    FeatureStoreError,
+    StoreConflictError,
+    ViewMismatchError,
+)
 from feature_store.layout import CHECKSUM_BYTES
 from feature_store.manifest import SegmentManifest, StoredObject
 from feature_store.storage import Storage
@@ -68,6 +73,7 @@ def copy_store(
         StoreNotFoundError: If an encoder is not in `source`.
         CorruptChunkError: If the source, or an earlier copy, is damaged.
         EncoderMismatchError: If an identity does not give its id, on either side.
+        ViewMismatchError: If the destination makes the images of a view in another way.
         StoreConflictError: If unfinished segments at the destination hold other vectors; all
             others are copied first.
     """
@@ -78,6 +84,7 @@ def copy_store(
     chosen = list(dict.fromkeys(source.encoders() if encoders is None else encoders))
     for encoder_id in chosen:
         _copy_identity(source, target, encoder_id)
+        _copy_records(source, target, encoder_id)
     pools = source.pools()
     for pool_id in pools:
         source.pool(pool_id)
@@ -123,6 +130,22 @@ def _copy_identity(source: FeatureStore, target: FeatureStore, encoder_id: str) 
     key = layout.encoder_key(encoder_id)
     target.storage.create(key, source.storage.get(key))
     target.encoder_record(encoder_id)
+
+
+def _copy_records(source: FeatureStore, target: FeatureStore, encoder_id: str) -> None:
+    """Copy how each view is made and what known images gave, before any vector."""
+    golden = source.golden(encoder_id)
+    if golden is not None:
+        target.put_golden(encoder_id, golden)
+    for view in source.views(encoder_id):
+        made = source.view_record(encoder_id, view)
+        if made is not None:
+            target.put_view(encoder_id, view, made)
+        elif target.view_record(encoder_id, view) is not None:
+            raise ViewMismatchError(
+                f"View {view!r} of encoder {encoder_id} must be made alike on both sides. Got no "
+                "record of it in the source. Copy into another store."
+            )
 
 
 def _copy_segment(
