@@ -18,7 +18,7 @@ _TRIES: Final = 10
 def random_resized_crop(
     x_BCHW: torch.Tensor,
     *,
-    generator: torch.Generator,
+    generator: draws.Source,
     scale: tuple[float, float] = (0.08, 1.0),
     ratio: tuple[float, float] = (3 / 4, 4 / 3),
     size: int | None = None,
@@ -83,7 +83,7 @@ def random_resized_crop(
 
 
 def horizontal_flip(
-    x_BCHW: torch.Tensor, *, generator: torch.Generator, p: float = 0.5
+    x_BCHW: torch.Tensor, *, generator: draws.Source, p: float = 0.5
 ) -> torch.Tensor:
     """Mirror each image left-right with probability `p`; any dtype."""
     flip_B = draws.chosen(len(x_BCHW), p, generator=generator, device=x_BCHW.device)
@@ -97,7 +97,7 @@ def _reflected(index: torch.Tensor, size: int) -> torch.Tensor:
 
 
 def pad_crop(
-    x_BCHW: torch.Tensor, *, generator: torch.Generator, pad: int = 4, flip_p: float = 0.0
+    x_BCHW: torch.Tensor, *, generator: draws.Source, pad: int = 4, flip_p: float = 0.0
 ) -> torch.Tensor:
     """Shift each image by up to `pad` whole pixels each way, reflecting at the border.
 

@@ -16,9 +16,7 @@ from svp.augment import draws
 GREY: Final = (125 / 255, 123 / 255, 114 / 255)
 
 
-def cutout(
-    x_BCSS: torch.Tensor, *, generator: torch.Generator, largest: float = 0.5
-) -> torch.Tensor:
+def cutout(x_BCSS: torch.Tensor, *, generator: draws.Source, largest: float = 0.5) -> torch.Tensor:
     """Return images with one square each replaced by grey.
 
     Args:
@@ -30,7 +28,7 @@ def cutout(
         return x_BCSS
     batch, _, _, size = x_BCSS.shape
     device = x_BCSS.device
-    draw_3B = draws.uniform((3, batch), 0, 1, generator=generator, device=device)
+    draw_3B = draws.uniform((3, batch), 0, 1, generator=generator, device=device, images=1)
     side_B = draw_3B[0] * largest * size
     first_2B = (draw_3B[1:] * size - side_B / 2).clamp(min=0).floor()
     pixel_S = torch.arange(size, device=device)

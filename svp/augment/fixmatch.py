@@ -10,6 +10,7 @@ from typing import Literal
 
 import torch
 
+from svp.augment import draws
 from svp.augment.crop import pad_crop, random_resized_crop
 from svp.augment.cutout import cutout
 from svp.augment.randaugment import rand_augment
@@ -35,7 +36,7 @@ class WeakView:
     padding: float = 0.125
     flip: bool = True
 
-    def __call__(self, x_BCSS: torch.Tensor, *, generator: torch.Generator) -> torch.Tensor:
+    def __call__(self, x_BCSS: torch.Tensor, *, generator: draws.Source) -> torch.Tensor:
         """Return one weak view of each image as floats in [0, 1], from uint8 or such floats."""
         flip_p = 0.5 if self.flip else 0.0
         if self.crop == "resized":
@@ -58,7 +59,7 @@ class StrongView:
     operations: int = 3
     cutout: float = 0.5
 
-    def __call__(self, x_BCSS: torch.Tensor, *, generator: torch.Generator) -> torch.Tensor:
+    def __call__(self, x_BCSS: torch.Tensor, *, generator: draws.Source) -> torch.Tensor:
         """Return one strong view of each image as floats in [0, 1], from uint8 or such floats."""
         x_BCSS = self.weak(x_BCSS, generator=generator)
         x_BCSS = rand_augment(x_BCSS, generator=generator, operations=self.operations)

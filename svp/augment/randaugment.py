@@ -27,7 +27,7 @@ _MAX_SHIFT: Final = 0.3
 
 
 def rand_augment(
-    x_BCSS: torch.Tensor, *, generator: torch.Generator, operations: int = 3
+    x_BCSS: torch.Tensor, *, generator: draws.Source, operations: int = 3
 ) -> torch.Tensor:
     """Return images after `operations` random operations each, drawn with replacement.
 
@@ -40,17 +40,22 @@ def rand_augment(
         return x_BCSS
     batch, device = len(x_BCSS), x_BCSS.device
     choices = len(OPERATIONS)
-    drawn_KB = torch.randint(
-        choices, (operations, batch), generator=generator, device=generator.device
+    shape = (operations, batch)
+    drawn_KB = draws.integers(
+        shape, choices, generator=generator, device=draws.home(generator), images=1
     )
-    strength_KB = draws.uniform((operations, batch), 0, 1, generator=generator, device=device)
-    # Draws are independent of the image, so images may stay sorted from one round to the next.
-    by_op_KB = drawn_KB.argsort(dim=1, stable=True)
+    strength_KB = draws.uniform(shape, 0, 1, generator=generator, device=device, images=1)
+    # Images stay sorted from one round to the next; a draw belongs to its image all the same.
     sizes_K: list[list[int]] = functional.one_hot(drawn_KB, choices).sum(dim=1).tolist()
-    by_op_KB = by_op_KB.to(device, non_blocking=True)
-    origin_B = torch.arange(batch, device=device)
-    for by_op_B, strength_B, sizes in zip(by_op_KB, strength_KB, sizes_K, strict=True):
-        x_BCSS, origin_B = x_BCSS[by_op_B], origin_B[by_op_B]
+    origin_B = torch.arange(batch, device=drawn_KB.device)
+    rounds = []
+    for drawn_B in drawn_KB:
+        by_op_B = drawn_B[origin_B].argsort(stable=True)
+        origin_B = origin_B[by_op_B]
+        rounds.append(torch.stack([by_op_B, origin_B]))
+    order_K2B = torch.stack(rounds).to(device, non_blocking=True)
+    for (by_op_B, origin_B), drawn_B, sizes in zip(order_K2B, strength_KB, sizes_K, strict=True):
+        x_BCSS, strength_B = x_BCSS[by_op_B], drawn_B[origin_B]
         start = 0
         for operation, size in zip(OPERATIONS.values(), sizes, strict=True):
             group = slice(start, start + size)
