@@ -20,11 +20,16 @@ from svp.errors import FailureRateError, InputError
 from svp.progress import automatic
 
 if TYPE_CHECKING:
-    from svp.embed import EmbedResult
+    from svp.embed import EmbedResult, GoldenReport
+    from svp.study.embedding import Embedded
 
 Precision = Literal["fp32", "bf16", "fp16"]
 
 _SHOWN = 10
+_OF_ONE_RUN = (
+    "encoder.batch_size", "encoder.workers",
+    "encoder.views", "encoder.view_seed", "encoder.view_flip",
+)  # fmt: skip
 
 
 def init(
@@ -136,6 +141,26 @@ def embed(
     shard: Annotated[
         str, typer.Option("--shard", metavar="I/N", help="Only part I of N, counted from 0.")
     ] = "0/1",
+    views: Annotated[
+        str | None,
+        typer.Option("--views", help="Renderings to embed, such as eval,weak:2,strong:2."),
+    ] = None,
+    view_seed: Annotated[
+        int | None, typer.Option("--view-seed", min=0, help="Decides the random views.")
+    ] = None,
+    view_flip: Annotated[
+        bool | None,
+        typer.Option(
+            "--view-flip/--no-view-flip",
+            help="Mirror random views; off where left and right mean something.",
+        ),
+    ] = None,
+    accept_drift: Annotated[
+        bool,
+        typer.Option(
+            "--accept-drift", help="Go on where the encoder gives other vectors than it once did."
+        ),
+    ] = False,
     device: DeviceOption = "auto",
     settings: SetOption = None,
     as_json: JsonOption = False,
@@ -148,12 +173,17 @@ def embed(
       svp embed mystudy
 
       svp embed --source photos --encoder timm:resnet18@weights.safetensors --store store
+
+      svp embed mystudy --views eval,weak:2,strong:2
     """
     given: dict[str, Any] = {
         "encoder.spec": encoder,
         "encoder.precision": precision,
         "encoder.batch_size": batch_size,
         "encoder.workers": workers,
+        "encoder.views": None if views is None else views.split(","),
+        "encoder.view_seed": view_seed,
+        "encoder.view_flip": view_flip,
         "store.url": store,
     }
     options: dict[str, Any] = {
@@ -162,20 +192,24 @@ def embed(
         "chunk_rows": chunk_rows,
         "segment_rows": segment_rows,
         "shard": _parse_shard(shard),
+        "accept_drift": accept_drift,
         "progress": automatic(),
     }
     refused: FailureRateError | None = None
+    golden: GoldenReport | None = None
+    results: tuple[EmbedResult, ...]
     try:
-        result, following = _run(study, source, given, parse_settings(settings), device, options)
+        embedded, following = _run(study, source, given, parse_settings(settings), device, options)
+        results, golden = embedded.results, embedded.golden
     except FailureRateError as error:
         if error.result is None:
             raise
         # Which images failed, and why, matters most when they were too many.
-        refused, result, following = error, error.result, "repair the images, then --retry"
+        refused, results, following = error, (error.result,), "repair the images, then --retry"
     emit(
         "svp.embed/1",
-        {"result": result, "next": following},
-        _sentence(result, following),
+        {"result": results[0], "views": results, "golden": golden, "next": following},
+        _sentences(results, following),
         as_json=as_json,
         result_file=result_file,
     )
@@ -190,8 +224,8 @@ def _run(
     settings: dict[str, Any],
     device: str,
     options: dict[str, Any],
-) -> "tuple[EmbedResult, str]":
-    """Embed a study or a source; return the result and what to do next."""
+) -> "tuple[Embedded, str]":
+    """Embed a study or a source; return the results and what to do next."""
     from svp.study.embedding import embed_source, embed_study
     from svp.study.study import Study
 
@@ -204,7 +238,7 @@ def _run(
         opened = Study.open(
             study,
             {
-                **{k: given[k] for k in ("encoder.batch_size", "encoder.workers") if given[k]},
+                **{k: given[k] for k in _OF_ONE_RUN if given[k] is not None},
                 **settings,
             },
         )
@@ -213,14 +247,19 @@ def _run(
             "--precision", given["encoder.precision"], opened.config.encoder.precision,
             "encoder.precision",
         )  # fmt: skip
-        result = embed_study(opened, device=resolve_device(device), **options)
-        return result, f"svp select {study} --budget N"
+        embedded = embed_study(opened, device=resolve_device(device), **options)
+        return embedded, f"svp select {study} --budget N"
     if not source or encoder is None or store is None:
         raise InputError(
             "svp embed must know what to embed. Got neither a study nor all of --source, "
             "--encoder and --store. See svp embed --help."
         )
-    result = embed_source(
+    views = {
+        key: given[f"encoder.{key}"]
+        for key in ("views", "view_seed", "view_flip")
+        if given[f"encoder.{key}"] is not None
+    }
+    embedded = embed_source(
         source,
         encoder,
         store,
@@ -228,9 +267,10 @@ def _run(
         batch_size=given["encoder.batch_size"] or 256,
         workers=given["encoder.workers"] or 0,
         device=resolve_device(device),
+        **views,
         **options,
     )
-    return result, "svp init STUDY with the same source, encoder and store"
+    return embedded, "svp init STUDY with the same source, encoder and store"
 
 
 def _same_place(one: str, other: str) -> bool:
@@ -263,12 +303,17 @@ def _parse_shard(text: str) -> tuple[int, int]:
     return int(index), int(count)
 
 
-def _sentence(result: "EmbedResult", following: str) -> str:
-    said = [f"Embedded {result.embedded:,} images, {result.reused:,} were there already."]
-    if result.embedded:
-        said.append(f"{result.images_per_s:,.0f} images/s, {result.seconds:.1f} s.")
-    said.append(f"Encoder {result.encoder_id}. Next: {following}")
-    lines = [" ".join(said)]
+def _sentences(results: "tuple[EmbedResult, ...]", following: str) -> str:
+    lines = []
+    for result in results:
+        name = "" if len(results) == 1 and result.view == "eval" else f"{result.view}: "
+        said = f"{name}Embedded {result.embedded:,} images, {result.reused:,} were there already."
+        if result.embedded:
+            said += f" {result.images_per_s:,.0f} images/s, {result.seconds:.1f} s."
+        lines.append(said)
+    lines[-1] += f" Encoder {results[0].encoder_id}. Next: {following}"
+    # What cannot be read is the same in every view.
+    result = max(results, key=lambda one: one.failed_items)
     if result.failed_items:
         lines.append(
             f"Could not be read or embedded: {result.failed_items:,}. --retry tries them again:"

@@ -53,12 +53,18 @@ class EncoderSection:
         precision: Numeric mode; part of the encoder's identity.
         batch_size: Images per forward pass.
         workers: Decoding threads; 0 = one per core.
+        views: Renderings to embed: `eval`, `weak:N`, `strong:N`.
+        view_seed: Decides the random views; studies that share a store share views of one seed.
+        view_flip: Whether the random views mirror; off where left and right mean something.
     """
 
     spec: str
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     batch_size: int = 256
     workers: int = 0
+    views: tuple[str, ...] = ("eval",)
+    view_seed: int = 0
+    view_flip: bool = True
 
     def __post_init__(self) -> None:
         _require(
@@ -72,6 +78,10 @@ class EncoderSection:
         _require(
             self.workers >= 0,
             f"encoder.workers must be 0 (one per core) or more. Got {self.workers}. Correct it.",
+        )
+        _require(
+            self.view_seed >= 0,
+            f"encoder.view_seed must be 0 or more. Got {self.view_seed}. Correct it.",
         )
 
 
@@ -215,6 +225,7 @@ _SECTIONS: Final[Mapping[str, tuple[str, ...]]] = {
     "encoder": (
         "The network that turns images into embeddings. Changing spec or precision embeds anew.",
         "precision: fp32, bf16 or fp16. workers: decoding threads, 0 = one per core.",
+        'views: "eval", and random ones, "weak:2", "strong:2". view_flip: may they be mirrored?',
     ),
     "store": ("Where embeddings are kept. Many studies may share one store.",),
     "proxy": ("The head trained on embeddings to choose by: kind is linear or mlp.",),

@@ -1,9 +1,10 @@
 """Embed a study's images, and record which embeddings the study uses from then on."""
 
 import contextlib
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 from feature_store.atomic import write_json
 from svp.progress import Progress, Silent
@@ -12,7 +13,22 @@ from svp.study.options import check_options
 from svp.study.study import Study
 
 if TYPE_CHECKING:
-    from svp.embed import EmbedConfig, EmbedResult
+    from svp.embed import EmbedConfig, EmbedResult, GoldenReport
+
+EVAL_ALONE: Final = ("eval",)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Embedded:
+    """What was embedded.
+
+    Attributes:
+        results: One per view, in order; the first is `eval` if that was among them.
+        golden: What the encoder's self-test found.
+    """
+
+    results: "tuple[EmbedResult, ...]"
+    golden: "GoldenReport"
 
 
 def embed_study(
@@ -24,9 +40,13 @@ def embed_study(
     shard: tuple[int, int] = (0, 1),
     chunk_rows: int | None = None,
     segment_rows: int | None = None,
+    accept_drift: bool = False,
     progress: Progress | None = None,
-) -> "EmbedResult":
+) -> Embedded:
     """Embed what has no embedding yet, and write `encoder.json`.
+
+    The view `eval` is always embedded first, whether the study names it or not: the other
+    commands read it.
 
     Args:
         study: The study.
@@ -36,12 +56,15 @@ def embed_study(
         shard: (i, n): embed only the i-th of n parts, from 0.
         chunk_rows: Rows written at once, the most that a kill can cost; None = the store's choice.
         segment_rows: Rows published at once; None = the store's choice.
+        accept_drift: Go on where the encoder's golden images give other vectors than stored.
         progress: Where to report.
 
     Raises:
         FailureRateError: Too many items failed; what was embedded stays.
+        DriftError: The golden images give other vectors than those stored with the encoder.
+        ViewMismatchError: The store has a view of that name with another seed or policy.
     """
-    from svp.embed import embed
+    from svp.embed import EVAL, ViewConfig, check_golden, embed_views, parse_views
     from svp.encoders.encoder import open_encoder
 
     progress = progress if progress is not None else Silent()
@@ -56,6 +79,7 @@ def embed_study(
         chunk_rows=chunk_rows,
         segment_rows=segment_rows,
     )
+    views = tuple(dict.fromkeys((EVAL, *parse_views(section.views))))
     # What a typing error can spoil comes first: a scan reads every byte of the images.
     source = study.source()
     _check_store(study.store_url)
@@ -63,15 +87,20 @@ def embed_study(
         study.encoder_spec, device=device, precision=section.precision, progress=progress
     )
     scan = study.scan(source, progress)
-    result = embed(
+    store = study.open_store(create=True)
+    golden = check_golden(store, encoder, accept_drift=accept_drift, progress=progress)
+    results = embed_views(
         scan.pool,
         source,
         encoder,
-        study.open_store(create=True),
+        store,
+        views=views,
+        view_config=ViewConfig(seed=section.view_seed, flip=section.view_flip),
         unreadable=scan.failures,
         config=config,
         progress=progress,
     )
+    result = results[0]
     write_json(
         study.path / "encoder.json",
         {
@@ -85,12 +114,14 @@ def embed_study(
             "failed": result.failed,
             "failed_items": result.failed_items,
             "seconds": round(result.seconds, 2),
+            "views": views,
+            "golden": dataclasses.asdict(golden),
             "identity": encoder.identity,
             "created": now(),
             "versions": versions(),
         },
     )
-    return result
+    return Embedded(results=results, golden=golden)
 
 
 def embed_source(
@@ -102,9 +133,13 @@ def embed_source(
     batch_size: int = 256,
     workers: int = 0,
     device: str = "cpu",
+    views: Sequence[str] = EVAL_ALONE,
+    view_seed: int = 0,
+    view_flip: bool = True,
+    accept_drift: bool = False,
     progress: Progress | None = None,
     **options: Any,
-) -> "EmbedResult":
+) -> Embedded:
     """Embed the images of a source without a study.
 
     Args:
@@ -115,32 +150,45 @@ def embed_source(
         batch_size: Images per forward pass.
         workers: Decoding threads; 0 = one per core.
         device: Where the encoder runs.
+        views: Views as `svp.embed.parse_views` reads them.
+        view_seed: Decides the random views.
+        view_flip: Whether the random views mirror half of the images.
+        accept_drift: Go on where the encoder's golden images give other vectors than stored.
         progress: Where to report.
         options: Further fields of `svp.embed.EmbedConfig`.
 
     Raises:
         FailureRateError: Too many items failed; what was embedded stays.
+        DriftError: The golden images give other vectors than those stored with the encoder.
+        ViewMismatchError: The store has a view of that name with another seed or policy.
     """
     from feature_store.store import open_store
     from svp.data import DigestCache, open_source
-    from svp.embed import embed
+    from svp.embed import ViewConfig, check_golden, embed_views, parse_views
     from svp.encoders.encoder import open_encoder
 
     progress = progress if progress is not None else Silent()
     config = _embed_config(batch_size=batch_size, workers=workers or None, **options)
+    names = parse_views(views)
+    view_config = ViewConfig(seed=view_seed, flip=view_flip)
     opened = open_source(source)
     _check_store(store_url)
     encoder = open_encoder(encoder_spec, device=device, precision=precision, progress=progress)
     scan = opened.scan(cache=DigestCache.default(), progress=progress)
-    return embed(
+    store = open_store(store_url, create=True)
+    golden = check_golden(store, encoder, accept_drift=accept_drift, progress=progress)
+    results = embed_views(
         scan.pool,
         opened,
         encoder,
-        open_store(store_url, create=True),
+        store,
+        views=names,
+        view_config=view_config,
         unreadable=scan.failures,
         config=config,
         progress=progress,
     )
+    return Embedded(results=results, golden=golden)
 
 
 def _check_store(url: str) -> None:
