@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from feature_store import Pool, Table
 from svp.data.failure import ScanFailure
+from svp.embed.meter import Shares, Step
 from svp.errors import FailureRateError
 
 Int64Array = npt.NDArray[np.int64]
@@ -47,6 +48,11 @@ class EmbedResult:
         seconds: Wall time.
         images_per_s: Images tried per second of this run; 0 when nothing was to do.
         waiting_share: Share of the time in which the encoder waited for images, in [0, 1].
+        shares: Share of the time by step; see `svp.embed.meter`.
+        bottleneck: Step that took most of it; None when nothing was to do.
+        batch_size: Images per forward pass, at the end; 0 when nothing was to do.
+        devices: Where the replicas of the encoder ran.
+        compiled: Whether `torch.compile` prepared the encoder.
     """
 
     pool_id: str
@@ -63,6 +69,11 @@ class EmbedResult:
     seconds: float
     images_per_s: float
     waiting_share: float
+    shares: Shares = dataclasses.field(default_factory=Shares)
+    bottleneck: Step | None = None
+    batch_size: int = 0
+    devices: tuple[str, ...] = ()
+    compiled: bool = False
 
 
 def shard_rows(digests_N32: UInt8Array, shard: tuple[int, int]) -> Int64Array:

@@ -1,29 +1,44 @@
 """Embedding a pool: what the store lacks, chunk by chunk, each image once.
 
+Four things go on at once: threads decode the next batches, one batch is on its way to the device,
+one is computed, and the chunk before is written. With several replicas of the encoder each does
+so, and chunks are dealt to whoever is ready.
+
 Batches never cross a chunk, and an item that fails keeps its place in its batch. So the batches of
 a chunk depend on the plan alone, and a run that was killed and started again computes the same
-bits as one that was not (on a CPU; on a GPU where its kernels are deterministic).
+bits as one that was not, with any number of replicas (on a CPU; on a GPU where its kernels are
+deterministic). A batch that was cut because memory ran out, or an encoder compiled in one of the
+runs only, moves a vector by kernel noise.
 
-Stopping at any moment, by an exception, a signal or a kill, loses at most the chunk in work:
-finished chunks are on disk, and the same call continues behind them.
+Stopping by an exception or a signal loses at most the chunk in work, of each replica. A kill also
+loses the chunk that is being written at that instant. Finished chunks are on disk, and the same
+call continues behind them.
 
-Shapes: N = pool, B = batch, d = dim.
+Shapes: N = pool, d = dim.
 """
 
-import collections
-import contextlib
+import concurrent.futures
 import dataclasses
+import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from feature_store import Chunk, Failure, FeatureStore, Pool, SegmentPlan, SegmentWriter, Table
+from feature_store import FeatureStore, Pool, SegmentPlan, Table
 from feature_store.index import first_occurrences
 from svp.data.failure import ScanFailure
+from svp.embed.config import EmbedConfig as EmbedConfig
+from svp.embed.dealing import Dealer
+from svp.embed.forward import Augment as Augment
+from svp.embed.forward import Forward, automatic_batch, pays_to_compile
+from svp.embed.forward import UInt8Array as UInt8Array
+from svp.embed.meter import Meter, Shares, Spent
+from svp.embed.publishing import Publisher
+from svp.embed.replica import Replica, Shift
 from svp.embed.result import (
     EmbedResult,
     check_rate,
@@ -33,146 +48,14 @@ from svp.embed.result import (
     shard_rows,
 )
 from svp.encoders.encoder import Encoder, not_finite
-from svp.encoders.images import Batch, ImageFailure, Reader, read_batches
-from svp.errors import InputError, TemporaryError
-from svp.progress import Progress, Silent, Task
+from svp.encoders.images import Reader, default_workers
+from svp.errors import InputError
+from svp.progress import Progress, Silent
 from svp.provenance import hardware, versions
 
 Int64Array = npt.NDArray[np.int64]
-UInt8Array = npt.NDArray[np.uint8]
-Augment = Callable[[torch.Tensor, UInt8Array], torch.Tensor]
 
 EVAL: Final = "eval"
-_OUTAGE_ROWS: Final = 16  # fewer items may all be gone without the source being gone
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
-class EmbedConfig:
-    """How to embed; nothing here changes a vector beyond kernel noise.
-
-    Attributes:
-        batch_size: Images per forward pass.
-        workers: Decoding threads; None means one per processor.
-        chunk_rows: Rows written at once, the most a kill can cost; None lets the store choose.
-        segment_rows: Rows published at once; None lets the store choose.
-        max_failure_rate: Share of the distinct images that may fail, in [0, 1]; those that the
-            scan could not read count.
-        retry: Try items again whose failure is recorded.
-        shard: (i, n): embed only the i-th of n parts, from 0. Parts depend on the images alone,
-            so n machines may start at different times.
-    """
-
-    batch_size: int = 256
-    workers: int | None = None
-    chunk_rows: int | None = None
-    segment_rows: int | None = None
-    max_failure_rate: float = 0.01
-    retry: bool = False
-    shard: tuple[int, int] = (0, 1)
-
-    def __post_init__(self) -> None:
-        for name in ("batch_size", "workers", "chunk_rows", "segment_rows"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise InputError(f"{name} must be at least 1. Got {value}. Choose a larger one.")
-        if not 0 <= self.max_failure_rate <= 1:
-            raise InputError(
-                f"max_failure_rate must be in [0, 1]. Got {self.max_failure_rate}. "
-                "Write 0.01 for one image in a hundred."
-            )
-        index, count = self.shard
-        if not 0 <= index < count:
-            raise InputError(
-                f"shard must be (i, n) with 0 <= i < n. Got {self.shard}. Count from 0."
-            )
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class _Work:
-    """One batch: rows [start, stop) of a chunk."""
-
-    writer: SegmentWriter
-    chunk: Chunk
-    rows: Int64Array  # of the pool, for the whole chunk
-    start: int
-    stop: int
-
-
-def _work(
-    table: Table, plans: Sequence[SegmentPlan], todo: Int64Array, batch_size: int
-) -> Iterator[_Work]:
-    for plan in plans:
-        writer = table.writer(plan)
-        for chunk in writer.pending():
-            rows = todo[plan.positions[chunk.start : chunk.stop]]
-            for start in range(0, len(rows), batch_size):
-                yield _Work(writer, chunk, rows, start, min(start + batch_size, len(rows)))
-
-
-def _rows_stored(table: Table, plans: Sequence[SegmentPlan]) -> int:
-    # Segments are worked off in order, so only the first can have been left unfinished.
-    if not plans:
-        return 0
-    return plans[0].rows - sum(map(len, table.writer(plans[0]).pending()))
-
-
-class _ChunkBuffer:
-    """Collects a chunk's embeddings; one batch stays on the device while the next is launched."""
-
-    def __init__(self, encoder: Encoder, augment: Augment | None, digests_N32: UInt8Array) -> None:
-        self._encoder, self._augment, self._digests = encoder, augment, digests_N32
-        self._x_Md = np.empty((0, encoder.dim), encoder.storage_dtype)
-        self._failures: dict[int, ImageFailure] = {}
-        self._in_flight: tuple[torch.Tensor, int, int] | None = None
-
-    def add(self, work: _Work, batch: Batch) -> None:
-        if work.start == 0:
-            self._x_Md = np.empty((len(work.rows), self._encoder.dim), self._x_Md.dtype)
-            self._failures = {}
-        self._failures |= {work.start + i: failure for i, failure in batch.failures.items()}
-        if self._augment is None:
-            x_Bd = self._encoder.features(batch.images)
-        else:
-            x_B3SS = batch.images.to(self._encoder.device, non_blocking=True).float() / 255
-            digests_B32 = self._digests[work.rows[work.start : work.stop]]
-            x_B3SS = self._augment(x_B3SS, digests_B32)
-            x_Bd = self._encoder.features_of(self._encoder.normalise_float(x_B3SS))
-        self._fetch()
-        self._in_flight = x_Bd, work.start, work.stop
-
-    def _fetch(self) -> None:
-        if self._in_flight is not None:
-            x_Bd, start, stop = self._in_flight
-            self._x_Md[start:stop] = x_Bd.cpu().numpy()
-            self._in_flight = None
-
-    def finish(self) -> tuple[npt.NDArray[Any], dict[int, ImageFailure]]:
-        self._fetch()
-        self._x_Md[list(self._failures)] = 0
-        if not np.isfinite(self._x_Md).all():
-            raise not_finite(self._encoder)
-        return self._x_Md, self._failures
-
-
-def _refuse_outage(failures: dict[int, ImageFailure], rows: int, source: object) -> None:
-    # A disk that vanished fails everything; recording that would need a retry of each item.
-    reachable = {"corrupt", "too_large"}
-    if rows >= _OUTAGE_ROWS and len(failures) == rows:
-        kinds = {failure.kind for failure in failures.values()}
-        if not kinds & reachable:
-            example = next(iter(failures.values())).reason
-            raise TemporaryError(
-                f"The source must be readable. Got {rows} failures in a row ({example}) from "
-                f"{getattr(source, 'uri', source)}. Check that it is mounted and was not changed "
-                "since the scan, then run the same command again."
-            )
-
-
-def _advance(task: Task, count: int, waited_s: float, elapsed_s: float) -> float:
-    share = min(1.0, waited_s / max(elapsed_s, 1e-9))
-    bound = "decoding" if share > 0.5 else "the encoder"
-    task.advance(count, note=f"bound by {bound} ({share:.0%} waiting for images)")
-    return share
 
 
 def embed(
@@ -236,12 +119,27 @@ def embed(
     return _summary(pool, encoder_id, table, mine, todo, published, left_out, config, seconds)
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class _Published:
-    segments: tuple[str, ...]
-    tried: int
-    waiting_share: float
-    seconds: float
+    segments: tuple[str, ...] = ()
+    tried: int = 0
+    seconds: float = 0.0
+    shares: Shares = dataclasses.field(default_factory=Shares)
+    batch_size: int = 0
+    devices: tuple[str, ...] = ()
+    compiled: bool = False
+
+
+def _replicas(encoder: Encoder, devices: tuple[str, ...]) -> list[Encoder]:
+    """Return one encoder per device, the given one among them where it fits."""
+    own = encoder.device
+    unnumbered = str(own) == "cuda"
+    if not devices and unnumbered and torch.cuda.device_count() > 1:
+        devices = tuple(f"cuda:{index}" for index in range(torch.cuda.device_count()))
+    if not devices:
+        return [encoder]
+    first = encoder if torch.device(devices[0]) == own else encoder.replica(devices[0])
+    return [first, *(encoder.replica(device) for device in devices[1:])]
 
 
 def _run(
@@ -256,53 +154,83 @@ def _run(
     progress: Progress,
 ) -> _Published:
     if not len(todo):
-        return _Published((), 0, 0.0, 0.0)
-    stored = _rows_stored(table, plans)
-    buffer = _ChunkBuffer(encoder, augment, pool.digests)
-    provenance = {**versions(), **hardware(), "precision": encoder.precision}
-    segments: list[str] = []
-    tried, waited_s, share, began = 0, 0.0, 0.0, time.perf_counter()
-    asked: collections.deque[_Work] = collections.deque()
+        return _Published()
+    encoders = _replicas(encoder, config.devices)
+    batch_size = config.batch_size or automatic_batch(encoders[0])
+    compiled = pays_to_compile(config.compile, encoders[0].device, len(todo))
+    dealer = Dealer(table, plans, todo)
+    stored = dealer.rows_stored()
+    forwards = [
+        Forward(one, limit=batch_size, compiled=compiled, augment=augment, say=progress.say)
+        for one in encoders
+    ]
+    made_by = {
+        **versions(),
+        **hardware(),
+        "precision": encoder.precision,
+        "batch_size": batch_size,
+        "compiled": compiled,
+    }
 
-    def ask() -> Iterator[tuple[Sequence[str], UInt8Array]]:
-        for work in _work(table, plans, todo, config.batch_size):
-            asked.append(work)
-            rows = work.rows[work.start : work.stop]
-            yield [pool.uris[row] for row in rows.tolist()], pool.digests[rows]
+    def check(x_Bd: npt.NDArray[Any]) -> None:
+        if not np.isfinite(x_Bd).all():
+            raise not_finite(encoder)
 
-    batches = read_batches(
-        source,
-        ask(),
-        encoder.preprocessing,
-        workers=config.workers,
-        pin=encoder.device.type == "cuda",
+    publisher, stop = Publisher(dealer, made_by, check), threading.Event()
+    meter, began, tried, lock = Meter(len(encoders)), time.perf_counter(), 0, threading.Lock()
+    with progress.task("embedding", len(todo), "images", done=stored) as task:
+
+        def done(count: int, shares: Shares) -> None:
+            nonlocal tried
+            with lock:
+                tried += count
+                task.advance(count, note=str(shares))
+
+        shift = Shift(
+            pool=pool,
+            source=source,
+            dealer=dealer,
+            publisher=publisher,
+            meter=meter,
+            batch_size=batch_size,
+            done=done,
+            stop=stop,
+        )
+        workers = max(1, (config.workers or default_workers()) // len(encoders))
+        replicas = [
+            Replica(shift, one, forward, workers)
+            for one, forward in zip(encoders, forwards, strict=True)
+        ]
+        try:
+            _work(replicas, stop)
+            finishing = time.perf_counter()
+            segments = publisher.finish()
+            meter.add(Spent(write=(time.perf_counter() - finishing) * len(replicas)))
+        finally:
+            publisher.stop()
+    return _Published(
+        segments=segments,
+        tried=tried,
+        seconds=time.perf_counter() - began,
+        shares=meter.shares(),
+        batch_size=min(forward.limit for forward in forwards),
+        devices=tuple(str(one.device) for one in encoders),
+        compiled=all(forward.compiled for forward in forwards),
     )
-    writer: SegmentWriter | None = None
-    with (
-        progress.task("embedding", len(todo), "images", done=stored) as task,
-        contextlib.closing(batches),
-    ):
-        for batch in batches:
-            work = asked.popleft()
-            if writer is not None and work.writer is not writer:
-                segments.append(writer.seal(provenance).id)
-            writer = work.writer
-            waited_s += batch.waited_s
-            buffer.add(work, batch)
-            if work.stop == len(work.rows):
-                x_Md, failures = buffer.finish()
-                _refuse_outage(failures, len(work.rows), source)
-                recorded = {row: Failure(f.kind, f.reason) for row, f in failures.items()}
-                writer.write(work.chunk, x_Md, recorded)
-            tried += work.stop - work.start
-            elapsed_s = time.perf_counter() - began
-            share = _advance(task, work.stop - work.start, waited_s, elapsed_s)
-    # The last one, and any that a kill left with all its chunks but unpublished.
-    for plan in plans:
-        unsealed = table.writer(plan)
-        if not unsealed.is_sealed:
-            segments.append(unsealed.seal(provenance).id)
-    return _Published(tuple(segments), tried, share, time.perf_counter() - began)
+
+
+def _work(replicas: Sequence[Replica], stop: threading.Event) -> None:
+    if len(replicas) == 1:
+        replicas[0].run()
+        return
+    with concurrent.futures.ThreadPoolExecutor(len(replicas), "svp-replica") as threads:
+        jobs = [threads.submit(replica.run) for replica in replicas]
+        try:
+            for job in concurrent.futures.as_completed(jobs):
+                job.result()
+        finally:
+            # An error of one, or a signal, ends the others after their batch.
+            stop.set()
 
 
 def _summary(
@@ -335,7 +263,12 @@ def _summary(
         segments=published.segments,
         seconds=seconds,
         images_per_s=published.tried / published.seconds if published.seconds else 0.0,
-        waiting_share=published.waiting_share,
+        waiting_share=published.shares.decode,
+        shares=published.shares,
+        bottleneck=published.shares.bottleneck if published.tried else None,
+        batch_size=published.batch_size,
+        devices=published.devices,
+        compiled=published.compiled,
     )
     check_rate(result, distinct=distinct, allowed=config.max_failure_rate)
     return result
