@@ -51,6 +51,7 @@ class ObjectStorage:
     """
 
     parallel = _PARALLEL
+    waits = True
 
     def __init__(self, url: str) -> None:
         scheme, _, rest = url.partition("://")

@@ -104,12 +104,36 @@ class SegmentReader:
             self._check_all()
             digests = np.asarray(self._zarr("digests")[:], np.uint8)
         else:
-            parts = [self._payload(stored) for stored in self.manifest.digests]
-            flat = np.frombuffer(b"".join(parts), np.uint8)
-            digests = flat.reshape(-1, DIGEST_BYTES)[: self.manifest.rows]
+            digests = self._direct_digests()
         if len(digests) != self.manifest.rows:
             raise self._checks.damaged("digests", f"{len(digests)} rows")
         return digests
+
+    def _direct_digests(self) -> NDArray[np.uint8]:
+        """Read the digest chunks straight into one array, or look at the only one of a bucket."""
+        chunks = self.manifest.digests
+        if self._directory is None:
+            parts = [np.frombuffer(self._payload(stored), np.uint8) for stored in chunks]
+            flat = parts[0] if len(parts) == 1 else np.concatenate(parts)
+            return flat.reshape(-1, DIGEST_BYTES)[: self.manifest.rows]
+        flat = np.empty(sum(stored.size - CHECKSUM_BYTES for stored in chunks), np.uint8)
+        starts = np.cumsum([0, *(stored.size - CHECKSUM_BYTES for stored in chunks)]).tolist()
+
+        def read(number: int) -> None:
+            with self._file(chunks[number]) as file:
+                checksum = 0
+                for start in range(starts[number], starts[number + 1], BLOCK_BYTES):
+                    stop = min(start + BLOCK_BYTES, starts[number + 1])
+                    self._fill(file, flat[start:stop].data, chunks[number])
+                    checksum = crc32c.crc32c(flat[start:stop].data, checksum)
+                self._match(chunks[number], checksum, file.read(CHECKSUM_BYTES))
+
+        each(read, range(len(chunks)), THREADS)
+        return flat.reshape(-1, DIGEST_BYTES)[: self.manifest.rows]
+
+    def _match(self, stored: StoredObject, checksum: int, trailer: bytes) -> None:
+        if checksum != stored.crc32c or trailer != checksum.to_bytes(CHECKSUM_BYTES, "little"):
+            raise self._checks.damaged(stored.key, "another checksum")
 
     def read(self, runs: Runs, out: NDArray[Any], *, verify: bool = True) -> None:
         """Copy rows of this segment into rows of `out`.
@@ -236,26 +260,26 @@ class SegmentReader:
         view = target.view(np.uint8).reshape(-1).data
         first = lower * self.manifest.row_bytes
         last = first + len(view)
-        with self._file(index) as file:
+        stored = self.manifest.embeddings[index]
+        with self._file(stored) as file:
             if not verify:
                 file.seek(first)
-                self._fill(file, view, index)
+                self._fill(file, view, stored)
                 return
-            checksum = self._skip(file, first, index, 0)
+            checksum = self._skip(file, first, stored, 0)
             for start in range(0, len(view), BLOCK_BYTES):
                 block = view[start : start + BLOCK_BYTES]
-                self._fill(file, block, index)
+                self._fill(file, block, stored)
                 checksum = crc32c.crc32c(block, checksum)
-            checksum = self._skip(file, self._payload_bytes - last, index, checksum)
+            checksum = self._skip(file, self._payload_bytes - last, stored, checksum)
             trailer = file.read(CHECKSUM_BYTES)
         self._checks.confirm(index, checksum, trailer)
 
-    def _file(self, index: int) -> io.FileIO:
+    def _file(self, stored: StoredObject) -> io.FileIO:
         """Open a chunk file of the right size.
 
         A short one must be found here: touching mapped pages behind its end kills the process.
         """
-        stored = self.manifest.embeddings[index]
         try:
             # Joining text, because a small chunk is read faster than a Path is made.
             file = io.FileIO(f"{self._directory}/{stored.key}")
@@ -267,20 +291,20 @@ class SegmentReader:
             raise self._checks.damaged(stored.key, f"{size} bytes")
         return file
 
-    def _fill(self, file: io.FileIO, view: memoryview, index: int) -> None:
+    def _fill(self, file: io.FileIO, view: memoryview, stored: StoredObject) -> None:
         while view:
             count = file.readinto(view)
             if not count:
-                raise self._checks.damaged(self.manifest.embeddings[index].key, "a short read")
+                raise self._checks.damaged(stored.key, "a short read")
             view = view[count:]
 
-    def _skip(self, file: io.FileIO, length: int, index: int, checksum: int) -> int:
+    def _skip(self, file: io.FileIO, length: int, stored: StoredObject, checksum: int) -> int:
         """Read bytes that nobody asked for: the checksum covers them."""
         if length:
             scratch = memoryview(bytearray(min(length, BLOCK_BYTES)))
             for start in range(0, length, BLOCK_BYTES):
                 block = scratch[: min(BLOCK_BYTES, length - start)]
-                self._fill(file, block, index)
+                self._fill(file, block, stored)
                 checksum = crc32c.crc32c(block, checksum)
         return checksum
 
@@ -292,10 +316,11 @@ class SegmentReader:
         return self._maps.get(f"{self._prefix}/{stored.key}", lambda: self._map(index))
 
     def _map(self, index: int) -> mmap.mmap:
-        with self._file(index) as file:
+        stored = self.manifest.embeddings[index]
+        with self._file(stored) as file:
             return mmap.mmap(
                 file.fileno(),
-                self.manifest.embeddings[index].size,
+                stored.size,
                 access=mmap.ACCESS_READ,
                 **({"trackfd": False} if sys.version_info >= (3, 13) else {}),
             )
@@ -319,9 +344,7 @@ class SegmentReader:
         """Return the content of one of our chunks, checked the quick way."""
         data = memoryview(self._sized(stored))
         payload, trailer = data[:-CHECKSUM_BYTES], bytes(data[-CHECKSUM_BYTES:])
-        checksum = crc32c.crc32c(payload)
-        if checksum != stored.crc32c or trailer != checksum.to_bytes(CHECKSUM_BYTES, "little"):
-            raise self._checks.damaged(stored.key, "another checksum")
+        self._match(stored, crc32c.crc32c(payload), trailer)
         return payload
 
     def _check_all(self) -> None:

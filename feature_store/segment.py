@@ -8,12 +8,13 @@ Shapes: M = planned rows, B = rows of a chunk, d = dim.
 """
 
 import datetime
+import hashlib
 import json
 import os
 import platform
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Final
+from typing import Any, Final, NoReturn
 
 import crc32c
 import numpy as np
@@ -29,7 +30,7 @@ from feature_store.storage import Storage
 
 _SEAL_THREADS: Final = min(8, os.cpu_count() or 1)  # SHA-256 is the slowest part: 1.9 GB/s each
 _UNRECORDED: Final = Failure("transient", "no reason was recorded")
-_FINITE_BLOCK: Final = 2**17  # values looked at together: their temporary stays in cache
+_BLOCK_BYTES: Final = 2**18  # looked at together: they stay in cache from one check to the next
 
 
 class SegmentWriter:
@@ -46,8 +47,11 @@ class SegmentWriter:
         self._manifest_key = f"{self._prefix}.json"
         self._failures_prefix = f"{table}/failures"
         self._dtype = np.dtype(plan.dtype).newbyteorder("<")
-        self._payload_bytes = plan.chunk_rows * plan.dim * self._dtype.itemsize
+        self._row_bytes = plan.dim * self._dtype.itemsize
+        self._payload_bytes = plan.chunk_rows * self._row_bytes
         self._prepared = False
+        self._hashed: dict[int, tuple[int, str]] = {}
+        """CRC-32C of the rows and SHA-256 of the whole of chunks that this writer created."""
         self.plan = plan
         self.segment_id = plan.id
 
@@ -88,19 +92,36 @@ class SegmentWriter:
         self._check(chunk, x_Bd, failures)
         if self.is_sealed:
             return
-        payload = self._payload(chunk, x_Bd, failures)
+        payload, crc = self._payload(chunk, x_Bd, failures)
         self._prepare()
         if failures:
             self._record(chunk, failures)
-        checksum = crc32c.crc32c(payload).to_bytes(CHECKSUM_BYTES, "little")
+        checksum = crc.to_bytes(CHECKSUM_BYTES, "little")
+        if not self._storage.waits:
+            self._create(chunk, payload, checksum)
+            return
+        # The processor is idle while a disk or a service takes the chunk; SHA-256 is slow.
+        with ThreadPoolExecutor(1) as thread:
+            hashed = thread.submit(_sha256, payload, checksum)
+            if self._create(chunk, payload, checksum):
+                self._hashed[chunk.index] = crc, hashed.result()
+
+    def _create(self, chunk: Chunk, payload: memoryview, checksum: bytes) -> bool:
+        """Create a chunk unless it is there; return whether this call did."""
         key = self._chunk_key(chunk.index)
-        if not self._storage.create(key, payload, checksum) and not self._is_stored(chunk):
+        created = self._storage.create(key, payload, checksum)
+        if not created and not self._is_stored(chunk):
             # Neither a kill nor a race leaves a short object; a failing disk does.
             self._storage.delete(key)
-            self._storage.create(key, payload, checksum)
+            created = self._storage.create(key, payload, checksum)
+        return created
 
     def seal(self, provenance: Mapping[str, Any] | None = None) -> SegmentManifest:
         """Publish the segment: check every stored chunk, then create the manifest from them.
+
+        Every chunk is read back, whoever wrote it. The SHA-256 of one that this writer created is
+        the one it took of the bytes it stored, if what is read back has their CRC-32C; that of any
+        other is taken of what is read back.
 
         Args:
             provenance: JSON values to keep with the segment, such as versions and hardware.
@@ -169,7 +190,8 @@ class SegmentWriter:
 
     def _payload(
         self, chunk: Chunk, x_Bd: NDArray[Any], failures: Mapping[int, Failure]
-    ) -> memoryview:
+    ) -> tuple[memoryview, int]:
+        """Return the bytes to store and their CRC-32C."""
         plan = self.plan
         ready = x_Bd.dtype == self._dtype and x_Bd.flags.c_contiguous
         if failures or not ready or len(chunk) < plan.chunk_rows:
@@ -180,7 +202,8 @@ class SegmentWriter:
             padded[list(failures)] = np.nan
             x_Bd = padded
         allowed = len(failures) + plan.chunk_rows - len(chunk)
-        if not _all_finite(x_Bd):
+        finite, checksum = _looked_at(x_Bd)
+        if not finite:
             broken = int((~np.isfinite(x_Bd).all(axis=1)).sum()) - allowed
             if broken:
                 raise FeatureStoreError(
@@ -188,7 +211,7 @@ class SegmentWriter:
                     f"rows of chunk {chunk.index} of segment {self.segment_id}. "
                     "Use float32, or report these items as failed."
                 )
-        return x_Bd.view(np.uint8).reshape(-1).data
+        return x_Bd.view(np.uint8).reshape(-1).data, checksum
 
     def _prepare(self) -> None:
         if self._prepared:
@@ -234,22 +257,60 @@ class SegmentWriter:
     def _inspect(self, chunk: Chunk) -> tuple[StoredObject, NDArray[np.int64]]:
         """Describe a stored chunk and find its failed rows."""
         key = self._chunk_key(chunk.index)
-        data = self._storage.get(key)
-        payload = memoryview(data)[: self._payload_bytes]
-        checksum = crc32c.crc32c(payload)
-        whole = len(data) == self._payload_bytes + CHECKSUM_BYTES
-        if not whole or data[self._payload_bytes :] != checksum.to_bytes(CHECKSUM_BYTES, "little"):
-            self._storage.delete(key)
-            raise CorruptChunkError(
-                f"Chunk {key} of segment {self.segment_id} must match its checksum. Got damaged "
-                "bytes, which were never published and are deleted now. Run the same work again.",
-                segment=self.segment_id,
-                chunk=key,
-            )
-        x_Bd = np.frombuffer(payload, self._dtype).reshape(-1, self.plan.dim)
-        failed = np.flatnonzero(np.isnan(x_Bd[: len(chunk), 0])) + chunk.start
+        known_checksum, known_digest = self._hashed.get(chunk.index, (None, ""))
+        hasher = None if known_digest else hashlib.sha256()
+        checksum, size, trailer, failed = 0, 0, b"", []
+        for block in self._blocks(key):
+            if hasher is not None:
+                hasher.update(block)
+            if size == self._payload_bytes:
+                trailer = bytes(block)
+                break
+            checksum = crc32c.crc32c(block, checksum)
+            whole = len(block) // self._row_bytes * self._row_bytes
+            x_Bd = np.frombuffer(block[:whole], self._dtype).reshape(-1, self.plan.dim)
+            failed.append(np.flatnonzero(np.isnan(x_Bd[:, 0])) + size // self._row_bytes)
+            size += len(block)
+        if trailer != checksum.to_bytes(CHECKSUM_BYTES, "little"):
+            self._discard(key)
+        if hasher is None and checksum != known_checksum:
+            self._discard(key)  # consistent in itself, but not what was written
+        digest = known_digest if hasher is None else hasher.hexdigest()
+        rows = np.concatenate(failed)
         name = key.removeprefix(f"{self._prefix}/")
-        return StoredObject(name, len(data), checksum, sha256_hex(data)), failed
+        stored = StoredObject(name, size + len(trailer), checksum, digest)
+        return stored, rows[rows < len(chunk)] + chunk.start
+
+    def _blocks(self, key: str) -> Iterator[memoryview]:
+        """Yield the rows of a stored chunk in pieces, and what is stored behind them.
+
+        Each piece overwrites the one before.
+        """
+        step = max(1, _BLOCK_BYTES // self._row_bytes) * self._row_bytes
+        path = self._storage.local_path(key)
+        if path is None:
+            data = memoryview(self._storage.get(key))
+            for start in range(0, self._payload_bytes, step):
+                yield data[start : min(start + step, self._payload_bytes)]
+            yield data[self._payload_bytes :]
+            return
+        scratch = memoryview(bytearray(step))
+        with path.open("rb", buffering=0) as file:
+            for start in range(0, self._payload_bytes, step):
+                filled, wanted = 0, min(step, self._payload_bytes - start)
+                while filled < wanted and (count := file.readinto(scratch[filled:wanted])):
+                    filled += count
+                yield scratch[:filled]
+            yield memoryview(file.read(CHECKSUM_BYTES + 1))  # one more shows a file too long
+
+    def _discard(self, key: str) -> NoReturn:
+        self._storage.delete(key)
+        raise CorruptChunkError(
+            f"Chunk {key} of segment {self.segment_id} must match its checksum. Got damaged "
+            "bytes, which were never published and are deleted now. Run the same work again.",
+            segment=self.segment_id,
+            chunk=key,
+        )
 
     def _store_digests(self, failed_rows: NDArray[np.int64]) -> tuple[StoredObject, ...]:
         digests = self.plan.digests.copy()
@@ -305,17 +366,31 @@ class SegmentWriter:
         return size == self._payload_bytes + CHECKSUM_BYTES
 
 
-def _all_finite(x_Bd: NDArray[Any]) -> bool:
+def _looked_at(x_Bd: NDArray[Any]) -> tuple[bool, int]:
+    """Return whether all values are finite, and the CRC-32C of their bytes.
+
+    Both are taken of one block after the other, so that memory is read once.
+    """
     # The exponent bits are all ones in NaN and infinity; integer blocks are faster than isfinite.
     bits: NDArray[Any]
     if x_Bd.dtype.itemsize == 2:
         bits, exponent = x_Bd.reshape(-1).view(np.uint16), 0x7C00
     else:
         bits, exponent = x_Bd.reshape(-1).view(np.uint32), 0x7F800000
-    return all(
-        (bits[start : start + _FINITE_BLOCK] & exponent).max() < exponent
-        for start in range(0, len(bits), _FINITE_BLOCK)
-    )
+    step = _BLOCK_BYTES // bits.itemsize
+    finite, checksum = True, 0
+    for start in range(0, len(bits), step):
+        block = bits[start : start + step]
+        finite = finite and bool((block & exponent).max() < exponent)
+        checksum = crc32c.crc32c(block.view(np.uint8).data, checksum)
+    return finite, checksum
+
+
+def _sha256(*parts: bytes | memoryview) -> str:
+    hasher = hashlib.sha256()
+    for part in parts:
+        hasher.update(part)
+    return hasher.hexdigest()
 
 
 def _made_by() -> dict[str, Any]:

@@ -47,6 +47,8 @@ class Storage(Protocol):
     url: str
     parallel: int
     """Requests at a time that hide the way to the storage; 1 where there is no way."""
+    waits: bool
+    """Whether creating an object leaves the processor idle, for a disk or a network."""
 
     def get(self, key: str) -> bytes:
         """Return a whole object; FileNotFoundError if there is none."""
@@ -97,6 +99,7 @@ class LocalStorage:
     def __init__(self, root: Path, *, durable: bool = True) -> None:
         self._root = root
         self._durable = durable
+        self.waits = durable
         self._probed = False
         self._probe_lock = threading.Lock()
         self.url = str(root)

@@ -332,8 +332,10 @@ class Table:
         read = mapped(SegmentReader.digests, fresh, self._storage.parallel)
         parts |= dict(zip(fresh, read, strict=True))
         digests = [parts[reader] for reader in readers]
-        joined = np.concatenate([_NO_DIGESTS, *digests])
-        index = DigestIndex(joined)
+        # Not copied where it is one: the digests of a million rows are 32 MB.
+        joined = digests[0] if len(digests) == 1 else np.concatenate([_NO_DIGESTS, *digests])
+        # The rows of a plan are distinct, those of several segments need not be.
+        index = DigestIndex(joined, distinct=len(digests) == 1)
         failures = _count_failures(readers)
         failed = np.frombuffer(b"".join(failures), np.uint8).reshape(-1, layout.DIGEST_BYTES)
         failed = failed[index.find(failed) < 0]

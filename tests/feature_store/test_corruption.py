@@ -132,6 +132,25 @@ def test_a_short_chunk_before_publication_is_written_again(table, samples, store
     np.testing.assert_array_equal(table.read(digests), samples.embed(digests))
 
 
+def test_a_chunk_that_changed_after_it_was_written_is_not_published(table, samples):
+    # Consistent in itself, so only what the writer remembers of its own bytes tells.
+    digests = samples.digests(32)
+    (plan,) = table.plan(digests, dim=8, dtype="float16", chunk_rows=16)
+    writer = table.writer(plan)
+    for chunk in list(writer.pending()):
+        writer.write(chunk, samples.embed(digests[chunk.start : chunk.stop]))
+    prefix = f"encoders/{table.encoder_id}/eval/segments/{plan.id}/embeddings"
+    first, second = (table._storage.local_path(f"{prefix}/c.{i}.0") for i in range(2))
+    first.write_bytes(second.read_bytes())
+    with pytest.raises(CorruptChunkError, match="never published"):
+        writer.seal()
+    (chunk,) = writer.pending()
+    writer.write(chunk, samples.embed(digests[chunk.start : chunk.stop]))
+    writer.seal()
+    np.testing.assert_array_equal(table.read(digests), samples.embed(digests))
+    assert table.verify() == []
+
+
 def test_a_segment_in_the_wrong_place_is_refused(store, table, digests, segment_files):
     other = store.table(store.put_encoder({"arch": "other"}))
     manifest = next(path for path in segment_files(table) if path.parent.name == "segments")

@@ -21,6 +21,7 @@ class MemoryStorage:
 
     url = "memory://"
     parallel = 3
+    waits = True
 
     def __init__(self):
         self.objects = {}
