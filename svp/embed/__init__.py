@@ -1,9 +1,8 @@
 """Embedding a pool into a feature store, and reading the embeddings back."""
 
 from svp.embed.golden import DriftError, GoldenReport, check_golden
-from svp.embed.config import EmbedConfig
 from svp.embed.result import EmbedResult, ItemFailure
-from svp.embed.run import EVAL, embed, load_features
+from svp.embed.run import EVAL, EmbedConfig, embed, load_features
 from svp.embed.views import StoredView, ViewConfig, embed_views, parse_views
 
 __all__ = [
