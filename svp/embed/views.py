@@ -159,9 +159,10 @@ def embed_views(
     """
     encoder_id = store.put_encoder(encoder.identity, about=encoder.provenance)
     made = {name: StoredView(name, view_config or ViewConfig()) for name in views if name != EVAL}
-    # All of them before any work: a refusal must not come after hours of the first view.
-    for name, view in made.items():
-        store.put_view(encoder_id, name, view.record)
+    # All of them before any work: a refusal must not come after hours of the first view. Those
+    # with a record first, so that a refused run has not yet begun another table.
+    for name in sorted(made, key=lambda name: store.view_record(encoder_id, name) is None):
+        store.put_view(encoder_id, name, made[name].record)
     results = []
     for name in views:
         if progress is not None and len(views) > 1:

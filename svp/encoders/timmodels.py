@@ -124,7 +124,8 @@ def load(spec: EncoderSpec, *, offline: bool | None, progress: Progress) -> Load
     )
     pool = getattr(module, "global_pool", None)
     provenance = {"spec": spec.text, "file": weights.name}
-    if config.get("license"):
+    # timm tells the licence of what it publishes; a file of one's own may have any.
+    if spec.path is None and config.get("license"):
         provenance["licence"] = str(config["license"])
     return Loaded(
         module=module,
