@@ -28,6 +28,7 @@ from feature_store.errors import (
     ViewMismatchError,
 )
 from feature_store.layout import Chunk
+from feature_store.lazy import dask_array, read_blocks
 from feature_store.manifest import FailedRow, Failure, FailureKind, SegmentManifest, StoredObject
 from feature_store.object_storage import ObjectStorage
 from feature_store.plan import SegmentPlan
@@ -36,12 +37,16 @@ from feature_store.segment import SegmentWriter
 from feature_store.storage import LocalStorage, Storage, open_storage
 from feature_store.store import FeatureStore, encoder_id_of, open_store
 from feature_store.table import Rows, Table
+from feature_store.tensors import read_tensor
 
 __all__ = [
     "open_store",
     "FeatureStore",
     "Table",
     "Rows",
+    "read_blocks",
+    "read_tensor",
+    "dask_array",
     "Pool",
     "Problem",
     "encoder_id_of",

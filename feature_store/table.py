@@ -65,6 +65,7 @@ class Table:
     def __init__(self, storage: Storage, encoder_id: str, view: str) -> None:
         self.encoder_id = encoder_id
         self.view = view
+        self.url = storage.url
         self._storage = storage
         self._prefix = f"{layout.table_prefix(encoder_id, view)}/segments"
         self._maps = Maps()
@@ -244,7 +245,7 @@ class Table:
         for number, reader in enumerate(readers):
             asked = pieces[order[bounds[number] : bounds[number + 1]]]
             local = Runs(asked.row - published.offsets[number], asked.position, asked.length)
-            _read_segment(reader, local, out, verify=verify)
+            read_segment(reader, local, out, verify=verify)
         return out
 
     def verify(self) -> list[Problem]:
@@ -373,7 +374,8 @@ def _count_failures(readers: tuple[SegmentReader, ...]) -> dict[bytes, tuple[Fai
     return failures
 
 
-def _read_segment(reader: SegmentReader, runs: Runs, out: NDArray[Any], *, verify: bool) -> None:
+def read_segment(reader: SegmentReader, runs: Runs, out: NDArray[Any], *, verify: bool) -> None:
+    """Read rows of one segment as `SegmentReader.read`, into an array of any dtype."""
     if out.dtype == reader.dtype:
         reader.read(runs, out, verify=verify)
         return
