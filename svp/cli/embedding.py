@@ -1,13 +1,15 @@
 """`svp init` and `svp embed`: from images to rows in the store."""
 
+import contextlib
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from svp.cli.options import (
+    DaskOption,
     DeviceOption,
     JsonOption,
     ResultFileOption,
@@ -161,6 +163,7 @@ def embed(
             "--accept-drift", help="Go on where the encoder gives other vectors than it once did."
         ),
     ] = False,
+    dask: DaskOption = None,
     device: DeviceOption = "auto",
     settings: SetOption = None,
     as_json: JsonOption = False,
@@ -175,6 +178,8 @@ def embed(
       svp embed --source photos --encoder timm:resnet18@weights.safetensors --store store
 
       svp embed mystudy --views eval,weak:2,strong:2
+
+      svp embed mystudy --dask tcp://scheduler:8786
     """
     given: dict[str, Any] = {
         "encoder.spec": encoder,
@@ -199,7 +204,10 @@ def embed(
     golden: GoldenReport | None = None
     results: tuple[EmbedResult, ...]
     try:
-        embedded, following = _run(study, source, given, parse_settings(settings), device, options)
+        with _workers(dask, device) as (own_device, extra):
+            embedded, following = _run(
+                study, source, given, parse_settings(settings), own_device, {**options, **extra}
+            )
         results, golden = embedded.results, embedded.golden
     except FailureRateError as error:
         if error.result is None:
@@ -215,6 +223,19 @@ def embed(
     )
     if refused is not None:
         raise refused
+
+
+@contextlib.contextmanager
+def _workers(dask: str | None, device: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Return the device of this process, and the options that name those who embed for it."""
+    if dask is None:
+        yield device, {}
+        return
+    from svp.cluster import connect
+
+    with connect(dask) as executor:
+        # Here the encoder only says who it is.
+        yield "cpu", {"executor": executor, "worker_device": device}
 
 
 def _run(

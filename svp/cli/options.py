@@ -36,6 +36,16 @@ DeviceOption = Annotated[
 ]
 
 
+DaskOption = Annotated[
+    str | None,
+    typer.Option(
+        "--dask",
+        metavar="ADDRESS",
+        help="Work on a Dask cluster: local, local:N, tcp://HOST:PORT or a scheduler file.",
+    ),
+]
+
+
 def resolve_device(name: str) -> str:
     """Return the device to use for `name`; `auto` prefers a GPU."""
     import torch

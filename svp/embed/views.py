@@ -15,7 +15,7 @@ Shapes: B = batch, S = side of the encoder's input.
 
 import dataclasses
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final, Literal
 
 import torch
@@ -135,6 +135,7 @@ def embed_views(
     unreadable: Sequence[ScanFailure] = (),
     config: EmbedConfig | None = None,
     progress: Progress | None = None,
+    embed_one: Callable[..., EmbedResult] = embed,
 ) -> tuple[EmbedResult, ...]:
     """Embed several views of a pool, one table after another; see `svp.embed.embed`.
 
@@ -148,6 +149,7 @@ def embed_views(
         unreadable: What the scan that made the pool left out.
         config: See `EmbedConfig`.
         progress: Where to report; says which view it is at.
+        embed_one: Embeds one view, as `svp.embed.embed` does.
 
     Returns:
         One result per view, in order.
@@ -168,7 +170,7 @@ def embed_views(
         if progress is not None and len(views) > 1:
             progress.say(f"view {name}")
         results.append(
-            embed(
+            embed_one(
                 pool,
                 source,
                 encoder,

@@ -2,7 +2,8 @@
 
 import contextlib
 import dataclasses
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
 
@@ -10,9 +11,10 @@ from feature_store.atomic import write_json
 from svp.progress import Progress, Silent
 from svp.provenance import now, versions
 from svp.study.options import check_options
-from svp.study.study import Study
+from svp.study.study import Study, absolute_spec
 
 if TYPE_CHECKING:
+    from svp.cluster.executor import Executor
     from svp.embed import EmbedConfig, EmbedResult, GoldenReport
 
 EVAL_ALONE: Final = ("eval",)
@@ -41,6 +43,8 @@ def embed_study(
     chunk_rows: int | None = None,
     segment_rows: int | None = None,
     accept_drift: bool = False,
+    executor: "Executor | None" = None,
+    worker_device: str = "auto",
     progress: Progress | None = None,
 ) -> Embedded:
     """Embed what has no embedding yet, and write `encoder.json`.
@@ -57,6 +61,8 @@ def embed_study(
         chunk_rows: Rows written at once, the most that a kill can cost; None = the store's choice.
         segment_rows: Rows published at once; None = the store's choice.
         accept_drift: Go on where the encoder's golden images give other vectors than stored.
+        executor: Whose workers embed; None = this process.
+        worker_device: Where the encoder runs on them; `auto` takes a GPU if there is one.
         progress: Where to report.
 
     Raises:
@@ -99,6 +105,7 @@ def embed_study(
         unreadable=scan.failures,
         config=config,
         progress=progress,
+        embed_one=_embedder(executor, study.encoder_spec, section.precision, worker_device),
     )
     result = results[0]
     write_json(
@@ -137,6 +144,8 @@ def embed_source(
     view_seed: int = 0,
     view_flip: bool = True,
     accept_drift: bool = False,
+    executor: "Executor | None" = None,
+    worker_device: str = "auto",
     progress: Progress | None = None,
     **options: Any,
 ) -> Embedded:
@@ -154,6 +163,8 @@ def embed_source(
         view_seed: Decides the random views.
         view_flip: Whether the random views mirror half of the images.
         accept_drift: Go on where the encoder's golden images give other vectors than stored.
+        executor: Whose workers embed; None = this process.
+        worker_device: Where the encoder runs on them; `auto` takes a GPU if there is one.
         progress: Where to report.
         options: Further fields of `svp.embed.EmbedConfig`.
 
@@ -171,6 +182,9 @@ def embed_source(
     config = _embed_config(batch_size=batch_size, workers=workers or None, **options)
     names = parse_views(views)
     view_config = ViewConfig(seed=view_seed, flip=view_flip)
+    if executor is not None:
+        # Workers may have started in another folder.
+        source, encoder_spec = _absolute_source(source), absolute_spec(encoder_spec)
     opened = open_source(source)
     _check_store(store_url)
     encoder = open_encoder(encoder_spec, device=device, precision=precision, progress=progress)
@@ -187,8 +201,30 @@ def embed_source(
         unreadable=scan.failures,
         config=config,
         progress=progress,
+        embed_one=_embedder(executor, encoder_spec, precision, worker_device),
     )
     return Embedded(results=results, golden=golden)
+
+
+def _embedder(
+    executor: "Executor | None", spec: str, precision: str, device: str
+) -> "Callable[..., EmbedResult]":
+    """Return what embeds one view: this process, or the workers of an executor."""
+    from svp.embed import embed
+    from svp.embed.parts import embed_in_parts
+    from svp.encoders.encoder import open_encoder
+
+    if executor is None:
+        return embed
+    opener = functools.partial(open_encoder, spec, precision=precision)
+    return functools.partial(embed_in_parts, executor, opener, device=device)
+
+
+def _absolute_source(source: str | Path | Sequence[str | Path]) -> list[str]:
+    listed = [source] if isinstance(source, str | Path) else list(source)
+    return [
+        str(one) if "://" in str(one) else str(Path(one).expanduser().resolve()) for one in listed
+    ]
 
 
 def _check_store(url: str) -> None:

@@ -54,6 +54,14 @@ def _spec_path(spec: str) -> tuple[str, str, str]:
     return f"{family}:{name}{at}", path.removesuffix(branch), branch
 
 
+def absolute_spec(spec: str) -> str:
+    """Return an encoder spec whose path, if there is one, is absolute."""
+    before, path, after = _spec_path(spec)
+    if path and Path(path).expanduser().exists():
+        path = str(Path(path).expanduser().resolve())
+    return before + path + after
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class Study:
     """One labelling campaign: its folder and its configuration."""
