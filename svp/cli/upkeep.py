@@ -143,7 +143,7 @@ class ExportForm(enum.StrEnum):
 
 
 class Precision(enum.StrEnum):
-    """Numbers that `svp store export` writes."""
+    """Numbers that `svp store export` and `import` write."""
 
     float16 = "float16"
     float32 = "float32"
@@ -236,15 +236,27 @@ def compact(
 @store_app.command("import")
 def import_(
     store: Annotated[str, typer.Argument(help="The store; made if there is none.")],
-    vectors: Annotated[Path, typer.Option(help="An npy file, one row per item.")],
+    vectors: Annotated[
+        list[Path],
+        typer.Option(
+            help="A .npy file, or a .pt file of LabelBench's cache; one row per item. May be "
+            "repeated with --ids."
+        ),
+    ],
     ids: Annotated[
-        Path, typer.Option(help="A CSV file, one line per row: column digest, path or id.")
+        list[Path],
+        typer.Option(
+            help="A CSV file, one line per row: column digest, path or id. One for each --vectors."
+        ),
     ],
     encoder_json: Annotated[
         Path, typer.Option(help="A JSON object: what you know of the vectors' origin.")
     ],
     source: Annotated[
         str | None, typer.Option(help="Folder, manifest or archive of the items named in --ids.")
+    ] = None,
+    dtype: Annotated[
+        Precision | None, typer.Option(help="What to store. Default: as the files, if they fit.")
     ] = None,
     as_json: JsonOption = False,
     result_file: ResultFileOption = None,
@@ -256,23 +268,40 @@ def import_(
       svp store import store --vectors x.npy --ids ids.csv --encoder-json x.json --source photos
     """
     from feature_store import open_store
-    from feature_store.vectors import import_vectors
+    from feature_store.vectors import VectorFile, import_files, open_vectors
     from svp.data import DigestCache
+    from svp.data.feature_cache import is_feature_cache, read_feature_cache
     from svp.data.item_digests import read_item_digests
 
     description = _described(encoder_json)
-    if not vectors.is_file():
-        raise InputError(f"--vectors must be a file. Got {vectors}. Check the path.")
-    digests, pool = read_item_digests(
-        ids, source=source, cache=DigestCache.default(), progress=automatic()
-    )
+    if len(vectors) != len(ids):
+        raise InputError(
+            f"--vectors and --ids must be given equally often. Got {len(vectors)} and {len(ids)}. "
+            "Name one list of items for each file."
+        )
+    files, pools = [], []
+    for path, listing in zip(vectors, ids, strict=True):
+        if not path.is_file():
+            raise InputError(f"--vectors must be a file. Got {path}. Check the path.")
+        digests, pool = read_item_digests(
+            listing, source=source, cache=DigestCache.default(), progress=automatic()
+        )
+        x_Nd = read_feature_cache(path) if is_feature_cache(path) else open_vectors(path)
+        files.append(VectorFile(path=path, x_Nd=x_Nd, digests=digests))
+        pools += [] if pool is None else [pool]
     opened = open_store(store, create=True)
     with _reported("Importing", "rows") as report:
-        done = import_vectors(opened, vectors, digests, description, report=report)
-    pool_id = None if pool is None else opened.put_pool(pool)
+        done = import_files(
+            opened,
+            files,
+            description,
+            dtype=None if dtype is None else dtype.value,
+            report=report,
+        )
+    stored = [opened.put_pool(pool) for pool in pools]
     emit(
         "svp.store.import/1",
-        {"imported": done, "pool": pool_id},
+        {"imported": done, "pool": stored[0] if stored else None, "pools": stored},
         f"Imported {done.written:,} of {done.rows:,} vectors of width {done.dim} as encoder "
         f"{done.encoder_id}.",
         as_json=as_json,
