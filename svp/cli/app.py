@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from svp import __version__
-from svp.cli import catalog, embedding, labelling, reading, training, upkeep
+from svp.cli import catalog, embedding, labelling, pool, reading, refresh, training, upkeep
 
 app = typer.Typer(
     name="svp",
@@ -44,8 +44,10 @@ def _root(
 app.command("demo")(training.demo)
 app.command("init")(embedding.init)
 app.command("embed")(embedding.embed)
+app.add_typer(pool.pool_app, name="pool")
 app.command("select")(labelling.select)
 app.add_typer(labelling.labels_app, name="labels")
+app.command("refresh")(refresh.refresh)
 app.command("finetune")(training.finetune)
 app.command("simulate")(training.simulate)
 app.command("report")(reading.report)

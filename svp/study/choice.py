@@ -156,9 +156,7 @@ class Choice:
 
 
 def choose(
-    study: Study,
-    pool: "Pool",
-    encoder_id: str,
+    features: "Features",
     plan: Plan,
     *,
     labels: Mapping[str, str],
@@ -167,12 +165,10 @@ def choose(
     device: str,
     clock: Clock,
 ) -> Choice:
-    """Choose `budget` items of `pool`.
+    """Choose `budget` items.
 
     Args:
-        study: Whose store holds the embeddings.
-        pool: The images.
-        encoder_id: Whose embeddings to use.
+        features: Embeddings of everything that may be labelled.
         plan: Strategy, proxy and seed.
         labels: Label by id.
         pending: Ids selected earlier that still wait for a label.
@@ -181,7 +177,7 @@ def choose(
         clock: Takes the time of each stage.
 
     Raises:
-        InputError: The budget exceeds the candidates, or embeddings are missing.
+        InputError: The budget exceeds the candidates.
     """
     import torch
 
@@ -189,9 +185,7 @@ def choose(
     from svp.strategies.base import Budget, PoolView
     from svp.strategies.catalog import run_strategy
 
-    features = read_features(study, study.open_store(), pool, encoder_id, split_rows(pool)["train"])
     x_Md = place(features.x_Md, device)
-    clock.lap("read")
     labelled_L = _rows(features, labels)
     taken = {*labels, *pending}
     candidates_U = np.asarray(

@@ -123,6 +123,55 @@ class StrategySection:
     params: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
+_REFRESH_AT: Final = "at-labels:"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class RefreshSection:
+    """When stale features are computed anew from a network fine-tuned on the labels so far.
+
+    Attributes:
+        mode: `ask` records the criterion's verdict and says when it asks for a refresh; `auto`
+            refreshes by itself; `never` records only; `at-labels:N` refreshes at N labels,
+            whatever the criterion says.
+        max_refreshes: Most refreshes of the campaign.
+        score: LogME's reading, `corrected` or `official`.
+        threshold: Change of the score below which features count as stale; default: the
+            reading's own.
+        labels_per_class: Mean labels per class before the criterion may ask.
+        n_sigma: PED: radii of a class.
+        finetune: Keys of [finetune] that the refresh's own training replaces; by default it is
+            supervised and starts from the pretrained encoder with a fresh head.
+    """
+
+    mode: str = "ask"
+    max_refreshes: int = 1
+    score: Literal["corrected", "official"] = "corrected"
+    threshold: float | None = None
+    labels_per_class: float = 5.0
+    n_sigma: float = 0.6
+    finetune: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        text = self.mode.removeprefix(_REFRESH_AT)
+        fixed = text != self.mode and text.isdecimal() and int(text) >= 1
+        _require(
+            fixed or self.mode in ("auto", "ask", "never"),
+            "refresh.mode must be auto, ask, never or at-labels:N with N >= 1. "
+            f"Got {self.mode!r}. Choose one of them.",
+        )
+        _require(
+            self.max_refreshes >= 0,
+            f"refresh.max_refreshes must be 0 or more. Got {self.max_refreshes}. Correct it.",
+        )
+
+    @property
+    def fixed_at(self) -> int | None:
+        """N of `at-labels:N`; None in every other mode."""
+        text = self.mode.removeprefix(_REFRESH_AT)
+        return int(text) if text != self.mode else None
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class FinetuneSection:
     """The final training; every key belongs to the fine-tune's own configuration."""
@@ -142,6 +191,7 @@ class StudyConfig:
         store: Where embeddings are kept.
         proxy: The head trained for selection.
         strategy: How items are chosen.
+        refresh: When features are computed anew.
         finetune: The final training.
     """
 
@@ -152,6 +202,7 @@ class StudyConfig:
     store: StoreSection
     proxy: ProxySection = dataclasses.field(default_factory=ProxySection)
     strategy: StrategySection = dataclasses.field(default_factory=StrategySection)
+    refresh: RefreshSection = dataclasses.field(default_factory=RefreshSection)
     finetune: FinetuneSection = dataclasses.field(default_factory=FinetuneSection)
 
     def __post_init__(self) -> None:
@@ -232,6 +283,10 @@ _SECTIONS: Final[Mapping[str, tuple[str, ...]]] = {
     "strategy": (
         "`svp strategies` lists the names; parameters go under [strategy.params].",
         "first_round chooses before there are labels: kmeans (spread out) or random.",
+    ),
+    "refresh": (
+        "Computing stale features anew: ask, auto, never, or at-labels:N. [refresh.finetune]",
+        "replaces keys of [finetune] for that training.",
     ),
     "finetune": ("The final training; `svp finetune` uses its defaults for what is not here.",),
 }

@@ -11,9 +11,12 @@ from feature_store.atomic import write_json
 from svp.progress import Progress, Silent
 from svp.provenance import now, versions
 from svp.study.options import check_options
+from svp.study.refreshes import read_refreshes
 from svp.study.study import Study, absolute_spec
 
 if TYPE_CHECKING:
+    from feature_store.store import FeatureStore
+    from svp.data.source import Scan, Source
     from svp.cluster.executor import Executor
     from svp.embed import EmbedConfig, EmbedResult, GoldenReport
 
@@ -27,10 +30,12 @@ class Embedded:
     Attributes:
         results: One per view, in order; the first is `eval` if that was among them.
         golden: What the encoder's self-test found.
+        refreshed: The same images under the encoder of the last refresh; None without one.
     """
 
     results: "tuple[EmbedResult, ...]"
     golden: "GoldenReport"
+    refreshed: "EmbedResult | None" = None
 
 
 def embed_study(
@@ -128,7 +133,65 @@ def embed_study(
             "versions": versions(),
         },
     )
-    return Embedded(results=results, golden=golden)
+    refreshed = None
+    for last in read_refreshes(study)[-1:]:
+        # Selections read the encoder in force: images added since its refresh need it too.
+        refreshed = _embed_by(
+            study, last.encoder_spec, scan, source, store, config, device=device, progress=progress
+        )
+    return Embedded(results=results, golden=golden, refreshed=refreshed)
+
+
+def embed_by(study: Study, spec: str, *, device: str, progress: Progress) -> "EmbedResult":
+    """Embed a study's images by another encoder, such as one that a refresh made.
+
+    Args:
+        study: The study.
+        spec: The other encoder.
+        device: Where it runs.
+        progress: Where to report.
+    """
+    section = study.config.encoder
+    source = study.source()
+    return _embed_by(
+        study,
+        spec,
+        study.scan(source, progress),
+        source,
+        study.open_store(create=True),
+        _embed_config(batch_size=section.batch_size, workers=section.workers or None),
+        device=device,
+        progress=progress,
+    )
+
+
+def _embed_by(
+    study: Study,
+    spec: str,
+    scan: "Scan",
+    source: "Source",
+    store: "FeatureStore",
+    config: "EmbedConfig",
+    *,
+    device: str,
+    progress: Progress,
+) -> "EmbedResult":
+    from svp.embed import check_golden, embed
+    from svp.encoders.encoder import open_encoder
+
+    encoder = open_encoder(
+        spec, device=device, precision=study.config.encoder.precision, progress=progress
+    )
+    check_golden(store, encoder, progress=progress)
+    return embed(
+        scan.pool,
+        source,
+        encoder,
+        store,
+        unreadable=scan.failures,
+        config=config,
+        progress=progress,
+    )
 
 
 def embed_source(

@@ -16,6 +16,7 @@ from svp.seed import derive_seed
 from svp.study.features import split_rows
 from svp.study.labels import read_labels
 from svp.study.options import build_finetune_config
+from svp.study.refreshes import read_refreshes
 from svp.study.study import Study
 
 if TYPE_CHECKING:
@@ -42,6 +43,10 @@ def finetune_study(
 ) -> "FinetuneResult":
     """Train the target model from the study's encoder and predict the whole pool.
 
+    Where the study refreshes its features by itself and does not say how the final training
+    starts, it starts as ASVP does: from a probe (`lp-ft`) while the labels were chosen by the
+    pretrained features, and from a fresh head (`ft`) after a refresh.
+
     Evaluated on the labelled items of the source's test split, or of its val split if it has no
     test split, or not at all.
 
@@ -63,7 +68,7 @@ def finetune_study(
     from svp.finetune.run import finetune
 
     progress = progress if progress is not None else Silent()
-    config = build_finetune_config(study.config.finetune.options) if config is None else config
+    config = _final_config(study) if config is None else config
     labels = read_labels(study) if labels is None else labels
     if len(set(labels.values())) < 2:
         raise InputError(
@@ -97,6 +102,13 @@ def finetune_study(
         restart=restart,
         progress=progress,
     )
+
+
+def _final_config(study: Study) -> "FinetuneConfig":
+    options, section = study.config.finetune.options, study.config.refresh
+    if "mode" not in options and (section.mode == "auto" or section.fixed_at is not None):
+        options = {**options, "mode": "ft" if read_refreshes(study) else "lp-ft"}
+    return build_finetune_config(options)
 
 
 def gather_data(

@@ -4,10 +4,11 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from svp.errors import InputError
-from svp.study.config import ProxySection, StudyConfig
+from svp.study.config import ProxySection, RefreshSection, StudyConfig
 from svp.study.tables import convert_table, from_table, near_names
 
 if TYPE_CHECKING:
+    from svp.alignment import CriterionConfig
     from svp.finetune.config import FinetuneConfig
     from svp.proxies import ProxyConfig
     from svp.strategies.base import Strategy
@@ -57,8 +58,35 @@ def build_finetune_config(options: Mapping[str, Any]) -> "FinetuneConfig":
         raise InputError(f"finetune: {error}") from error
 
 
+def build_refresh_config(config: StudyConfig) -> "FinetuneConfig":
+    """Return the settings of the training that refreshes features.
+
+    Those of the final training, but supervised with a fresh head, and with the keys of
+    `[refresh.finetune]` replaced.
+    """
+    own = {"mode": "ft", "method": "supervised", **config.refresh.finetune}
+    return build_finetune_config({**config.finetune.options, **own})
+
+
+def build_criterion_config(section: RefreshSection) -> "CriterionConfig":
+    """Return when features count as stale, as `[refresh]` says."""
+    from svp.alignment import CriterionConfig, PEDConfig
+
+    try:
+        return CriterionConfig(
+            score=section.score,
+            threshold=section.threshold,
+            labels_per_class=section.labels_per_class,
+            ped=PEDConfig(n_sigma=section.n_sigma),
+        )
+    except InputError as error:
+        raise InputError(f"refresh: {error}") from error
+
+
 def check_options(config: StudyConfig) -> None:
     """Refuse unknown or wrong options of every stage, before any work."""
     build_proxy_config(config.proxy)
     build_named_strategy(config.strategy.name, config.strategy.params)
     build_finetune_config(config.finetune.options)
+    build_refresh_config(config)
+    build_criterion_config(config.refresh)

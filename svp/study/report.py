@@ -142,11 +142,13 @@ def _rounds(done: Sequence[RoundResult]) -> tuple[Round, ...]:
 
 def _verdict(refresh: Any) -> str:
     """Return what a receipt says about refreshing the encoder, as one phrase."""
-    if not isinstance(refresh, Mapping):
-        return "" if refresh is None else str(refresh)
-    verdict, reason = refresh.get("verdict", ""), refresh.get("reason", "")
-    said = {True: "yes", False: "no"}.get(verdict, str(verdict)) if verdict != "" else ""
-    return ": ".join(part for part in (said, str(reason)) if part)
+    if not isinstance(refresh, Mapping) or not isinstance(refresh.get("verdict"), Mapping):
+        return ""
+    verdict = refresh["verdict"]
+    said = "stale" if verdict["stale"] else "not stale"
+    if refresh.get("done") is not None:
+        said = f"refreshed ({said})"
+    return f"{said}: {verdict['reason']}"
 
 
 def _balance(labels: Mapping[str, str], done: Sequence[RoundResult]) -> Balance | None:

@@ -16,6 +16,7 @@ from svp.metrics import imbalance
 from svp.progress import Progress, Silent
 from svp.provenance import hardware, now, versions
 from svp.study.choice import Choice, Clock, Plan, choose, evaluate, plan_of_receipt, plan_round
+from svp.study.features import read_features, split_rows
 from svp.study.labels import label_files, labels_digest, read_labels
 from svp.study.options import check_options
 from svp.study.record import (
@@ -26,11 +27,14 @@ from svp.study.record import (
     selection_digest,
     write_selection,
 )
+from svp.study.refresh import judge, make_refresh, refresh_cost, scores_so_far, wants_refresh
+from svp.study.refreshes import encoder_in_force, read_refreshes
 from svp.study.study import Study
 from svp.study.tables import to_table
 
 if TYPE_CHECKING:
     from svp.data import Scan
+    from svp.study.features import Features
 
 
 def select(
@@ -83,15 +87,14 @@ def select(
         proxy=proxy,
         seed=seed,
     )
-    encoder_id = study.encoder_id()
     clock = Clock()
     scan = study.scan(progress=progress)
     clock.lap("scan")
+    aligned = _align(study, scan, labels, done, device=device, clock=clock, progress=progress)
+    encoder_id = aligned.encoder_id
     pending = _pending(done, labels)
     choice = choose(
-        study,
-        scan.pool,
-        encoder_id,
+        aligned.features,
         plan,
         labels=labels,
         pending=pending,
@@ -103,6 +106,7 @@ def select(
     clock.lap("evaluate")
     receipt = {
         **_receipt(study, plan, choice, scan, encoder_id, labels),
+        "refresh": aligned.entry,
         "budget": budget,
         "metrics": metrics,
         "device": device,
@@ -118,6 +122,62 @@ def select(
     write_json(folder / "round.json", {**receipt, "timings_s": clock.seconds})
     progress.say(f"Round {plan.number}: {budget} items by {choice.name}, in {folder}")
     return read_round(folder, reopened=False)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Aligned:
+    encoder_id: str
+    features: "Features"
+    entry: dict[str, Any]
+
+
+def _align(
+    study: Study,
+    scan: "Scan",
+    labels: Mapping[str, str],
+    done: list[RoundResult],
+    *,
+    device: str,
+    clock: Clock,
+    progress: Progress,
+) -> _Aligned:
+    """Judge the features in force and refresh them if the study is set to do so by itself."""
+    rows = split_rows(scan.pool)["train"]
+    encoder_id, refreshes = encoder_in_force(study), read_refreshes(study)
+    store, section = study.open_store(), study.config.refresh
+    features = read_features(study, store, scan.pool, encoder_id, rows)
+    clock.lap("read")
+    verdict = judge(study, features, labels, scores_so_far(done, encoder_id))
+    clock.lap("align")
+    wanted = wants_refresh(section, verdict, len(labels), len(refreshes))
+    entry: dict[str, Any] = {
+        "mode": section.mode,
+        "encoder": encoder_id,
+        "verdict": None if verdict is None else dataclasses.asdict(verdict),
+        "wanted": wanted,
+        "done": None,
+    }
+    if wanted and section.mode == "ask":
+        cost = refresh_cost(study, len(labels))
+        progress.say(
+            f"The features look stale ({verdict.reason if verdict else ''}). A refresh takes "
+            f"{cost.text}. To do it before selecting: svp refresh {study.path}"
+        )
+    elif wanted:
+        made = make_refresh(
+            study,
+            scan.pool,
+            labels,
+            verdict=verdict,
+            forced=section.fixed_at is not None,
+            device=device,
+            progress=progress,
+        )
+        entry["done"] = made.number
+        encoder_id = made.encoder_id
+        features = read_features(study, store, scan.pool, encoder_id, rows)
+        clock.lap("refresh")
+    return _Aligned(encoder_id=encoder_id, features=features, entry=entry)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -157,10 +217,11 @@ def replay(
             f"The images must be those of round {number}, pool {receipt['pool']['id']}. "
             f"Got pool {pool.id}: images were added, changed or removed since."
         )
+    features = read_features(
+        study, study.open_store(), pool, receipt["encoder"]["id"], split_rows(pool)["train"]
+    )
     choice = choose(
-        study,
-        pool,
-        receipt["encoder"]["id"],
+        features,
         plan_of_receipt(receipt),
         labels=labels,
         pending=_pending([earlier for earlier in done if earlier.number < number], labels),

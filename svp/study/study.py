@@ -5,6 +5,7 @@ study.toml                   configuration
 encoder.json                 which embeddings `svp embed` made last: encoder id, pool id
 labels/*.csv                 imports, append-only
 rounds/000/                  selection.csv, selection.parquet, proxy.safetensors, round.json (last)
+refreshes/001/               model, encoder, refresh.json (last): features computed anew
 simulation/<digest>/         cells, results.csv, summary.json
 model/                       the fine-tuned model
 ```
@@ -89,8 +90,10 @@ class Study:
             )
         if folder.exists() and not folder.is_dir():
             raise InputError(f"A study must be a folder. Got the file {folder}. Choose another.")
+        from svp.data.opening import source_exists
+
         for text in config.data.source:
-            if not _is_url(text) and not Path(text).expanduser().exists():
+            if not source_exists(text):
                 raise InputError(
                     f"A source must be a folder, manifest or archive that exists. Got {text}. "
                     "Correct the path."
@@ -155,6 +158,11 @@ class Study:
         return self.path / "rounds"
 
     @property
+    def refreshes_dir(self) -> Path:
+        """Folder of refreshes."""
+        return self.path / "refreshes"
+
+    @property
     def model_dir(self) -> Path:
         """Folder of the fine-tuned model."""
         return self.path / "model"
@@ -192,7 +200,7 @@ class Study:
         root = self.config.data.root
         return open_source(
             [self.located(text) for text in self.config.data.source],
-            root=None if root is None else Path(self.located(root)),
+            root=None if root is None else self.located(root),
         )
 
     def scan(self, source: "Source | None" = None, progress: Progress | None = None) -> "Scan":
