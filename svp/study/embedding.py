@@ -270,7 +270,10 @@ def embed_source(
 
 
 def _embedder(
-    executor: "Executor | None", spec: str, precision: str, device: str
+    executor: "Executor | None",
+    spec: str,
+    precision: Literal["fp32", "bf16", "fp16"],
+    device: str,
 ) -> "Callable[..., EmbedResult]":
     """Return what embeds one view: this process, or the workers of an executor."""
     from svp.embed import embed
