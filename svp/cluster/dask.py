@@ -192,12 +192,20 @@ class _Run:
                 self._board.show(number, value, self._note())
             elif number in self._flying and self._flying[number][1] is value:
                 part, future = self._flying.pop(number)
-                if future.status == "finished":
-                    done, result = future.result(timeout=_CONNECT_S)
-                    self._board.show(number, done, self._note())
-                    yield number, result
-                else:
+                if future.status != "finished":
                     self._again(number, part, self._reason(future))
+                    continue
+                try:
+                    done, result = future.result(timeout=_CONNECT_S)
+                except TimeoutError:
+                    # Its worker vanished with the result; the scheduler has it done again.
+                    self._watch(number, part, future)
+                    continue
+                except Exception as error:
+                    self._again(number, part, error)
+                    continue
+                self._board.show(number, done, self._note())
+                yield number, result
 
     def cancel(self) -> None:
         with contextlib.suppress(Exception):
@@ -230,6 +238,9 @@ class _Run:
             pure=False,
             resources={_GPU: 1} if gpus else None,
         )
+        self._watch(number, part, future)
+
+    def _watch(self, number: int, part: Any, future: "distributed.Future[Any]") -> None:
         self._flying[number] = part, future
         future.add_done_callback(lambda done: self._news.put(("done", number, done)))
 

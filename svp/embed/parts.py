@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from feature_store import FeatureStore, Pool, open_store
+from svp.cluster.device import worker_device
 from svp.cluster.executor import Advance, Executor
 from svp.data.failure import ScanFailure
 from svp.embed.config import EmbedConfig
@@ -150,15 +151,6 @@ class EmbedJob:
             config=config,
             progress=_Report(advance),
         )
-
-
-def worker_device(name: str) -> str:
-    """Return the device that `name` means on this machine; `auto` prefers a GPU."""
-    import torch
-
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    return name
 
 
 def embed_in_parts(

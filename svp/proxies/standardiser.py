@@ -7,12 +7,14 @@ Shapes: N = rows, d = features, T = rows of one tile.
 """
 
 import dataclasses
+from collections.abc import Iterable
+from typing import Final
 
 import torch
 
 from svp.errors import InputError
 
-_TILE_ROWS = 4096
+TILE_ROWS: Final = 4096
 # A dimension whose spread is below float32 resolution of its own mean carries only rounding noise.
 _CONSTANT = 1e-6
 
@@ -55,15 +57,32 @@ class Standardiser:
                 "Embed the pool first."
             )
         origin_d = x_Nd[0].to(torch.float32)
-        sum_d = torch.zeros(x_Nd.shape[1], dtype=torch.float64, device=x_Nd.device)
-        square_d = torch.zeros_like(sum_d)
-        for start in range(0, len(x_Nd), _TILE_ROWS):
-            shifted_Td = x_Nd[start : start + _TILE_ROWS].to(torch.float32) - origin_d
-            sum_d += shifted_Td.sum(dim=0)
-            square_d += shifted_Td.square_().sum(dim=0)
-        shift_d = sum_d / len(x_Nd)
+        sums = (
+            tile_sums(x_Nd[start : start + TILE_ROWS], origin_d)
+            for start in range(0, len(x_Nd), TILE_ROWS)
+        )
+        return cls.of_sums(origin_d, sums, len(x_Nd))
+
+    @classmethod
+    def of_sums(
+        cls, origin_d: torch.Tensor, sums: Iterable[torch.Tensor], rows: int
+    ) -> "Standardiser":
+        """Return the standardiser of a pool whose tiles were summed, wherever that was done.
+
+        Args:
+            origin_d: The pool's first row, float32.
+            sums: `tile_sums` of every `TILE_ROWS` rows, in pool order: the order decides bits.
+            rows: N.
+
+        Raises:
+            InputError: If a value is NaN or infinite.
+        """
+        total_2d = torch.zeros((2, len(origin_d)), dtype=torch.float64, device=origin_d.device)
+        for sums_2d in sums:
+            total_2d += sums_2d
+        shift_d = total_2d[0] / rows
         mean_d = origin_d.double() + shift_d
-        variance_d = (square_d / len(x_Nd) - shift_d.square()).clamp_min_(0.0)
+        variance_d = (total_2d[1] / rows - shift_d.square()).clamp_min_(0.0)
         if not bool(torch.isfinite(mean_d).all() & torch.isfinite(variance_d).all()):
             raise InputError(
                 "Embeddings must be finite to be standardised. Got NaN or infinity. "
@@ -87,3 +106,10 @@ class Standardiser:
     def to(self, device: torch.device) -> "Standardiser":
         """Return it on `device`."""
         return Standardiser(mean_d=self.mean_d.to(device), std_d=self.std_d.to(device))
+
+
+def tile_sums(x_Td: torch.Tensor, origin_d: torch.Tensor) -> torch.Tensor:
+    """Return the sums of x - origin and of its square over one tile, (2, d) float32."""
+    shifted_Td = x_Td.to(torch.float32) - origin_d
+    sum_d = shifted_Td.sum(dim=0)
+    return torch.stack([sum_d, shifted_Td.square_().sum(dim=0)])

@@ -38,6 +38,7 @@ class Entropy:
     needs: ClassVar[frozenset[Need]] = frozenset({"embeddings", "logits"})
     stochastic: ClassVar[bool] = False
     uses_oracle: ClassVar[bool] = False
+    per_row: ClassVar[bool] = True
     exactness: ClassVar[str] = "exact"
     source: ClassVar[str] = "Settles 2009, section 3.1"
     scaling: ClassVar[str] = "N h C"

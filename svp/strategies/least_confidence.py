@@ -39,6 +39,7 @@ class LeastConfidence:
     needs: ClassVar[frozenset[Need]] = frozenset({"embeddings", "logits"})
     stochastic: ClassVar[bool] = False
     uses_oracle: ClassVar[bool] = False
+    per_row: ClassVar[bool] = True
     exactness: ClassVar[str] = "exact"
     source: ClassVar[str] = "Lewis and Gale 1994"
     scaling: ClassVar[str] = "N h C"

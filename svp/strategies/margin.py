@@ -48,6 +48,7 @@ class Margin:
     needs: ClassVar[frozenset[Need]] = frozenset({"embeddings", "logits"})
     stochastic: ClassVar[bool] = False
     uses_oracle: ClassVar[bool] = False
+    per_row: ClassVar[bool] = True
     exactness: ClassVar[str] = "exact"
     source: ClassVar[str] = "Scheffer et al. 2001"
     scaling: ClassVar[str] = "N h C"
