@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from feature_store import FeatureStore
-from svp.embed.golden import GoldenReport, compare, golden_record
+from svp.embed.golden import SCHEMA, GoldenReport, compare, golden_record
 from svp.encoders.encoder import Encoder
 
 UNKNOWN: Final = "unknown"
@@ -135,10 +135,10 @@ def _golden(stored: Mapping[str, Any] | None, here: Encoder | None) -> GoldenCar
     if stored is None:
         return None
     return GoldenCard(
-        recorded_at=str(stored["created"]),
-        device=str(stored["device"]),
-        versions=dict(stored["versions"]),
-        hardware=dict(stored["hardware"]),
+        recorded_at=str(stored.get("created", UNKNOWN)),
+        device=str(stored.get("device", UNKNOWN)),
+        versions=dict(stored.get("versions", {})),
+        hardware=dict(stored.get("hardware", {})),
         check=None if here is None else compare(stored, golden_record(here))[0],
     )
 
@@ -153,7 +153,7 @@ def card_of_stored(store: FeatureStore, encoder_id: str) -> EncoderCard:
     record = store.encoder_record(encoder_id)
     tables, golden = _tables(store, encoder_id), store.golden(encoder_id)
     widths = [table.dim for table in tables if table.dim is not None]
-    if golden is not None:
+    if golden is not None and golden.get("schema") == SCHEMA:
         widths.append(int(golden["shape"][1]))
     about = dict(record["about"])
     return EncoderCard(

@@ -214,12 +214,14 @@ def compare(stored: Mapping[str, Any], here: Mapping[str, Any]) -> tuple[GoldenR
         The report, and whether the difference is beyond the hard band; such a report has the
         status "accepted", which is for the caller to grant.
     """
+    if stored.get("schema") != here["schema"]:
+        # Nothing else is known of such a record.
+        return GoldenReport(status="incomparable"), False
     facts: dict[str, Any] = {
         "differences": _differences(stored, here),
         "recorded_at": str(stored["created"]),
     }
-    comparable = ("schema", "images", "shape")
-    if any(stored[key] != here[key] for key in comparable):
+    if any(stored[key] != here[key] for key in ("images", "shape")):
         return GoldenReport(status="incomparable", **facts), False
     was_Gd, is_Gd = (_vectors(record).astype(np.float64) for record in (stored, here))
     largest_G = np.maximum(np.abs(was_Gd).max(axis=1), np.finfo(np.float32).tiny)

@@ -174,6 +174,8 @@ def test_records_of_other_images_are_not_compared(store: FeatureStore, encoder: 
     heard = Heard()
     assert check_golden(store, encoder, progress=heard).status == "incomparable"
     assert "another version" in heard.said[0]
+    rewrite(store, encoder, lambda record: (record.clear(), record.update(schema="svp.golden/9")))
+    assert check_golden(store, encoder).status == "incomparable"
 
 
 def test_a_damaged_record_is_refused_and_a_copy_has_the_same(
