@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from feature_store import layout
+from feature_store.audit import Problem
 from feature_store.digest import canonical_json, sha256_hex
 from feature_store.errors import (
     CorruptChunkError,
@@ -189,6 +190,21 @@ class FeatureStore:
             CorruptChunkError: If what is stored is damaged.
         """
         return self._unsealed(layout.view_key(encoder_id, view))
+
+    def verify_records(self, encoder_id: str) -> list[Problem]:
+        """Check what is stored beside the tables of an encoder: its golden record, its views.
+
+        Returns:
+            What is damaged; the segments have their own check, `Table.verify`.
+        """
+        keys = [layout.view_key(encoder_id, view) for view in self.views(encoder_id)]
+        problems = []
+        for key in (layout.golden_key(encoder_id), *keys):
+            try:
+                self._unsealed(key)
+            except CorruptChunkError as error:
+                problems.append(Problem("", key, str(error)))
+        return problems
 
     def _unsealed(self, key: str) -> dict[str, Any] | None:
         try:

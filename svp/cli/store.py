@@ -114,11 +114,12 @@ def verify(
     opened = open_store(store)
     problems, checked = [], 0
     for encoder_id in opened.encoders():
+        problems += opened.verify_records(encoder_id)
         for view in opened.views(encoder_id):
             held = opened.table(encoder_id, view)
             problems += held.verify()
             checked += len(held.segments()) if not problems else 0
-    lines = [f"{problem.segment} {problem.object}: {problem.what}" for problem in problems]
+    lines = [f"{one.segment} {one.object}: {one.what}".lstrip() for one in problems]
     emit(
         "svp.store.verify/1",
         {"problems": problems},

@@ -161,3 +161,16 @@ def test_a_file_of_ones_own_has_no_licence_of_timm(
     card = done("encoders", "show", "timm:test_resnet.r160_in1k@own.safetensors")["encoder"]
     assert card["licence"] == "unknown"
     assert card["identity"]["architecture"] == {"family": "timm", "model": "test_resnet"}
+
+
+def test_verify_names_a_damaged_record(here: Path, done: Callable[..., dict[str, Any]]) -> None:
+    encoder_id = done("embed", *FREE, "--views", "eval,weak:1")["result"]["encoder_id"]
+    assert done("store", "verify", "store")["problems"] == []
+    folder = here / "store" / "encoders" / encoder_id
+    for path in (folder / "golden.json", folder / "weak-0" / "view.json"):
+        data = bytearray(path.read_bytes())
+        data[60] ^= 1
+        path.unlink()
+        path.write_bytes(bytes(data))
+    problems = done("store", "verify", "store", code=4)["problems"]
+    assert [Path(one["object"]).name for one in problems] == ["golden.json", "view.json"]
