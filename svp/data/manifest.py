@@ -1,22 +1,14 @@
 """A table that names images: CSV or Parquet with the columns id, path, label, split, group."""
 
-import collections
-import csv
-import math
 import os
-from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Final
 
-from svp.data.item_name import canonical_split, examples, plain, unsafe_reason
-from svp.data.listing import Entry, Listing, stat_entries
+from svp.data.item_name import plain, unsafe_reason
+from svp.data.listing import Listing, stat_entries
+from svp.data.manifest_table import Columns, with_manifest_labels
 from svp.data.scanner import SingleSource
 from svp.errors import InputError
 from svp.progress import Progress
-
-_REQUIRED: Final = ("id", "path")
-_OPTIONAL: Final = ("label", "split", "group")
-MANIFEST_SUFFIXES: Final = (".csv", ".parquet")
 
 
 class ManifestSource(SingleSource):
@@ -24,22 +16,21 @@ class ManifestSource(SingleSource):
 
     Args:
         path: The manifest.
+        columns: What it says, by `read_manifest`.
         root: What its paths are relative to; default the manifest's folder. Nothing outside it
             is ever read.
 
     Raises:
-        InputError: If the manifest is unusable, repeats an id, or names a path outside `root`.
+        InputError: If it names a path outside `root`, or `root` is no folder.
     """
 
-    def __init__(self, path: Path, root: Path | None = None) -> None:
-        if not path.is_file():
-            raise InputError(f"A manifest must exist. Got {path}. Check the path.")
+    def __init__(self, path: Path, columns: Columns, root: Path | None = None) -> None:
         if root is not None and not root.is_dir():
             raise InputError(f"The root of a manifest must be a folder. Got {root}. Check it.")
         self._path = path.resolve()
         self._root = (root if root is not None else path.parent).resolve()
         self._inside: dict[str, bool] = {}
-        self._columns = _read_manifest(path)
+        self._columns = columns
         self._check()
 
     @property
@@ -56,23 +47,7 @@ class ManifestSource(SingleSource):
                 self._refuse_escape(name)
             entries, failures = stat_entries(self._root, list(zip(ids, names, strict=True)))
             task.advance(len(names))
-        position = {item_id: row for row, item_id in enumerate(ids)}
-        label, split, group = (self._columns[name] for name in _OPTIONAL)
-        labelled = []
-        for entry in entries:
-            row = position[entry.id]
-            labelled.append(
-                Entry(
-                    entry.id,
-                    entry.uri,
-                    entry.key,
-                    entry.changed_ns,
-                    label[row] or None,
-                    canonical_split(split[row]) or None,
-                    group[row] or None,
-                )
-            )
-        return Listing(labelled, failures)
+        return Listing(with_manifest_labels(entries, self._columns), failures)
 
     def read(self, uri: str) -> bytes:
         """Return the bytes of the file at `uri`, relative to the root."""
@@ -84,25 +59,10 @@ class ManifestSource(SingleSource):
             return file.read()
 
     def _check(self) -> None:
-        ids, paths = self._columns["id"], self._columns["path"]
-        if not ids:
-            raise InputError(f"A manifest must name images. Got no row in {self._path}. Add some.")
-        for row, (item_id, path) in enumerate(zip(ids, paths, strict=True), start=1):
-            if not item_id or not path:
-                raise InputError(
-                    f"Every row of a manifest must have an id and a path. Got id {item_id!r} and "
-                    f"path {path!r} in row {row} of {self._path}. Fill them or drop the row."
-                )
+        for path in self._columns["path"]:
             reason = unsafe_reason(path)
             if reason is not None:
                 raise self._outside(path, reason)
-        if len(set(ids)) < len(ids):
-            counts = collections.Counter(ids)
-            repeated = [item_id for item_id, count in counts.items() if count > 1]
-            raise InputError(
-                f"The ids of a manifest must be unique. Got {examples(repeated)} more than "
-                f"once in {self._path}. Rename or drop the repeated rows."
-            )
 
     def _refuse_escape(self, name: str) -> None:
         """Refuse a path that a symbolic link leads outside the root.
@@ -125,90 +85,3 @@ class ManifestSource(SingleSource):
             f"The paths of a manifest must lie inside {self._root}. Got {name!r}: {reason}. "
             "Make it relative, or give the folder that holds all images as the root."
         )
-
-
-def _read_manifest(path: Path) -> dict[str, list[str]]:
-    rows = _parquet_columns(path) if path.suffix.lower() == ".parquet" else _csv_columns(path)
-    missing = [name for name in _REQUIRED if name not in rows]
-    if missing:
-        raise InputError(
-            f"A manifest must have the columns id and path. Got {', '.join(rows) or 'none'} in "
-            f"{path}. Rename or add {' and '.join(missing)}."
-        )
-    n = len(rows["id"])
-    return {name: rows.get(name) or [""] * n for name in (*_REQUIRED, *_OPTIONAL)}
-
-
-def _csv_columns(path: Path) -> dict[str, list[str]]:
-    try:
-        # utf-8-sig: spreadsheets put a byte-order mark before the first column's name.
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            return _csv_rows(path, csv.reader(file, strict=True))
-    except UnicodeDecodeError as error:
-        raise InputError(
-            f"A CSV manifest must be UTF-8. Got {error.reason} at byte {error.start} in {path}. "
-            "Save it again as UTF-8."
-        ) from error
-    except csv.Error as error:
-        raise InputError(
-            f"A CSV manifest must be well formed. Got {error} in {path}. Save it again."
-        ) from error
-
-
-def _csv_rows(path: Path, reader: Iterator[list[str]]) -> dict[str, list[str]]:
-    header = [name.strip() for name in next(reader, [])]
-    _refuse_repeated_columns(path, header)
-    wanted = [(at, name) for at, name in enumerate(header) if name in (*_REQUIRED, *_OPTIONAL)]
-    columns: dict[str, list[str]] = {name: [] for name in header}
-    for row, fields in enumerate(reader, start=1):
-        if not fields:
-            continue
-        if len(fields) != len(header):
-            raise InputError(
-                f"Every row of a manifest must have as many fields as its header ({len(header)}). "
-                f"Got {len(fields)} in row {row} of {path}. Quote fields that hold commas."
-            )
-        for at, name in wanted:
-            columns[name].append(fields[at])
-    return columns
-
-
-def _parquet_columns(path: Path) -> dict[str, list[str]]:
-    import pyarrow
-    import pyarrow.parquet
-
-    try:
-        names = pyarrow.parquet.read_schema(path).names
-        _refuse_repeated_columns(path, names)
-        wanted = [name for name in (*_REQUIRED, *_OPTIONAL) if name in names]
-        table = pyarrow.parquet.read_table(path, columns=wanted)
-    except (pyarrow.ArrowException, OSError) as error:
-        raise InputError(
-            f"A Parquet manifest must be readable. Got {error} for {path}. Write it again."
-        ) from error
-    columns: dict[str, list[str]] = {name: [] for name in names}
-    for name in wanted:
-        columns[name] = [_text(value) for value in table.column(name).to_pylist()]
-    return columns
-
-
-def _refuse_repeated_columns(path: Path, names: Sequence[str]) -> None:
-    for name in (*_REQUIRED, *_OPTIONAL):
-        if list(names).count(name) > 1:
-            raise InputError(
-                f"The columns of a manifest must have different names. Got {name} twice in "
-                f"{path}. Rename one."
-            )
-
-
-def _text(value: Any) -> str:
-    """Return a Parquet cell as the text that a CSV of the same table would hold."""
-    if value is None or (isinstance(value, float) and math.isnan(value)):
-        return ""
-    if isinstance(value, float) and value.is_integer():
-        return str(int(value))  # integers with gaps are written as floats by dataframes
-    if isinstance(value, list):
-        return "|".join(map(_text, value))
-    if isinstance(value, bytes):
-        return value.decode(errors="replace")
-    return str(value)

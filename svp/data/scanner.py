@@ -32,7 +32,13 @@ SILENT: Final = Silent()
 
 
 class SingleSource(abc.ABC):
-    """A source that is one folder, one manifest or one archive."""
+    """A source that is one folder, one manifest or one archive.
+
+    Attributes:
+        read_threads: Reads at a time while digesting; None lets the processors decide.
+    """
+
+    read_threads: int | None = None
 
     @property
     @abc.abstractmethod
@@ -164,10 +170,10 @@ class _Digests:
     def _read(self, rows_M: npt.NDArray[np.int64]) -> None:
         rows = rows_M.tolist()
         batches = [rows[start : start + _BATCH] for start in range(0, len(rows), _BATCH)]
-        workers = min(32, (os.cpu_count() or 1) + 4, len(batches))
+        workers = self._source.read_threads or min(32, (os.cpu_count() or 1) + 4)
         with (
             self._progress.task("reading", len(rows), unit="images") as task,
-            concurrent.futures.ThreadPoolExecutor(workers) as executor,
+            concurrent.futures.ThreadPoolExecutor(min(workers, len(batches))) as executor,
         ):
             futures = {
                 executor.submit(

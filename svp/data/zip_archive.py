@@ -6,7 +6,6 @@ member's CRC-32 is checked. Stored and deflated members are read; what else a zi
 """
 
 import dataclasses
-import errno
 import stat
 import struct
 import zipfile
@@ -14,21 +13,9 @@ import zlib
 from pathlib import Path
 from typing import Final
 
-from svp.data.failure import DecodeError, ScanFailure
-from svp.data.item_name import (
-    IMAGE_SUFFIXES,
-    is_archive,
-    is_hidden,
-    is_image,
-    plain,
-    shown,
-    unsafe_reason,
-)
-from svp.data.listing import Entry, Listing, entry_key, too_large, with_folder_labels
-from svp.data.random_file import RandomFile
-from svp.data.scanner import SingleSource
+from svp.data.archive import ArchiveSource, unreadable
+from svp.data.failure import DecodeError
 from svp.errors import InputError
-from svp.progress import Progress
 
 _LOCAL_HEADER: Final = struct.Struct("<4s5H3L2H")
 _ENCRYPTED: Final = 0x2041  # traditional, strong, and masked headers
@@ -45,7 +32,7 @@ class _Member:
     crc: int
 
 
-class ZipSource(SingleSource):
+class ZipSource(ArchiveSource[_Member]):
     """The images of a zip archive.
 
     Args:
@@ -56,53 +43,29 @@ class ZipSource(SingleSource):
     """
 
     def __init__(self, path: Path) -> None:
+        super().__init__(path)
         try:
-            self._file = RandomFile(path.resolve())
             with zipfile.ZipFile(path) as archive:
                 infos = archive.infolist()
+            status = path.stat()
         except (zipfile.BadZipFile, zlib.error, struct.error, ValueError, NotImplementedError) as e:
             raise InputError(
                 f"A zip archive must be complete. Got {e} for {path}. Download or pack it again."
             ) from e
         except OSError as error:
-            raise InputError(
-                f"An archive must be readable. Got {error.strerror or error} for {path}. "
-                "Check the path."
-            ) from error
-        status = path.stat()
+            raise unreadable(path, error) from error
         self._stamp = (status.st_size, status.st_mtime_ns)
         self._changed_ns = status.st_mtime_ns
-        self._members: dict[str, _Member] = {}
-        self._failures: list[ScanFailure] = []
         for info in infos:
-            self._index(info)
-        if not self._members and not self._failures:
-            raise InputError(
-                f"An archive must hold images ({' '.join(IMAGE_SUFFIXES)}). Got none in {path}. "
-                "Give another archive."
-            )
-
-    @property
-    def uri(self) -> str:
-        """The absolute path of the archive."""
-        return str(self._file.path)
-
-    def list_items(self, progress: Progress) -> Listing:
-        """List the members, in the order of the archive's directory."""
-        del progress
-        entries = [
-            Entry(
-                name, name, entry_key(name, *self._stamp, member.size, member.crc), self._changed_ns
-            )
-            for name, member in self._members.items()
-        ]
-        return Listing(with_folder_labels(entries), list(self._failures))
+            if not info.is_dir():
+                # Some packers on Windows write backslashes, which the format forbids.
+                name = info.filename.replace("\\", "/")
+                self._add(name, info.file_size, _refusal(info), _member(info))
+        self._refuse_empty()
 
     def read(self, uri: str) -> bytes:
         """Return the bytes of the member `uri`, checked against its CRC-32."""
-        member = self._members.get(uri)
-        if member is None:
-            raise FileNotFoundError(errno.ENOENT, f"no such member of {self.uri}", uri)
+        member = self._member(uri)
         data = _unpack(member, self._packed(member))
         if len(data) != member.size or zlib.crc32(data) != member.crc:
             raise DecodeError("corrupt", "the archive member fails its checksum")
@@ -120,41 +83,22 @@ class ZipSource(SingleSource):
             packed = self._file.read_at(member.header + start, member.packed)
         return packed
 
-    def _index(self, info: zipfile.ZipInfo) -> None:
-        if info.is_dir():
-            return
-        # Some packers on Windows write backslashes, which the format forbids.
-        name = plain(info.filename.replace("\\", "/"))
-        unsafe = unsafe_reason(info.filename)
-        if unsafe is None and is_hidden(name):
-            return
-        if not is_image(name) and not is_archive(name):
-            return
-        reason = unsafe or _refusal(name, info)
-        large = too_large(info.file_size)
-        if reason is not None:
-            self._failures.append(ScanFailure(shown(name), reason, "refused"))
-        elif large is not None:
-            self._failures.append(ScanFailure(name, large, "too_large"))
-        elif name in self._members:
-            raise InputError(
-                f"An archive must name each member once. Got {name!r} twice in {self.uri}. "
-                "Pack it again."
-            )
-        else:
-            self._members[name] = _Member(
-                info.header_offset,
-                _LOCAL_HEADER.size + len(info.orig_filename.encode()) + len(info.extra),
-                info.compress_size,
-                info.file_size,
-                info.compress_type == zipfile.ZIP_DEFLATED,
-                info.CRC,
-            )
+    def _stamp_of(self, member: _Member) -> tuple[int, ...]:
+        return (*self._stamp, member.size, member.crc)
 
 
-def _refusal(name: str, info: zipfile.ZipInfo) -> str | None:
-    if not is_image(name):
-        return "an archive inside the archive is not opened"
+def _member(info: zipfile.ZipInfo) -> _Member:
+    return _Member(
+        info.header_offset,
+        _LOCAL_HEADER.size + len(info.orig_filename.encode()) + len(info.extra),
+        info.compress_size,
+        info.file_size,
+        info.compress_type == zipfile.ZIP_DEFLATED,
+        info.CRC,
+    )
+
+
+def _refusal(info: zipfile.ZipInfo) -> str | None:
     if info.flag_bits & _ENCRYPTED:
         return "it is encrypted"
     mode = info.external_attr >> 16
