@@ -44,7 +44,53 @@ class Cover:
     counters: dict[str, int]
 
 
-def k_center(points: Points, centres: Points, b: int, *, frontier: int = FRONTIER) -> Cover:
+def one_center(points: Points) -> int:
+    """Return the point whose farthest other point is nearest, the first of equals.
+
+    Takes all pairs in float64. Points whose distance to the farthest one found so far already
+    exceeds the best radius are never looked at again, so it usually takes far fewer.
+    """
+    n = len(points)
+    lower_n = np.zeros(n)
+    best, best_square = 0, np.inf
+    anchor = 0
+    tried: set[int] = set()
+    while True:
+        squares_n = _squares_to(points, anchor)
+        far = float(squares_n.max())
+        tried.add(anchor)
+        if far < best_square * (1.0 - 1e-12) or (
+            far <= best_square * (1.0 + 1e-12) and anchor < best
+        ):
+            best, best_square = anchor, min(far, best_square)
+        # Every point is at least this far from its farthest: the anchor itself is one to reach.
+        np.maximum(lower_n, squares_n, out=lower_n)
+        farthest = int(squares_n.argmax())
+        if farthest not in tried:
+            anchor = farthest
+            continue
+        lower_n[list(tried)] = np.inf
+        anchor = int(lower_n.argmin())
+        if not lower_n[anchor] <= best_square * (1.0 + 1e-12):
+            return best
+
+
+def _squares_to(points: Points, place: int) -> Float64Array:
+    y_h = points.take(np.array([place], dtype=np.int64)).x_Mh[0].double()
+    squares_n = np.empty(len(points))
+    for part, block in points.blocks():
+        squares_n[part] = (block.x_Mh.double() - y_h).square_().sum(dim=1).cpu().numpy()
+    return squares_n
+
+
+def k_center(
+    points: Points,
+    centres: Points,
+    b: int,
+    *,
+    first: int | None = None,
+    frontier: int = FRONTIER,
+) -> Cover:
     """Choose `b` points by greedy k-center.
 
     Args:
@@ -52,9 +98,10 @@ def k_center(points: Points, centres: Points, b: int, *, frontier: int = FRONTIE
         centres: What is covered already. If empty, the first pick is the point nearest the mean
             of all points: an inexpensive stand-in for the 1-center.
         b: How many, in [1, n].
+        first: The first pick where there are no centres; None: as above.
         frontier: Points kept exact at first. Never changes what is chosen.
     """
-    return _KCenter(points, centres).run(b, frontier)
+    return _KCenter(points, centres).run(b, frontier, first)
 
 
 class _KCenter:
@@ -77,11 +124,11 @@ class _KCenter:
         for _, block in centres.blocks() if len(centres) else ():
             self._add_centre(block)
 
-    def run(self, b: int, size: int) -> Cover:
+    def run(self, b: int, size: int, first: int | None) -> Cover:
         places: list[int] = []
         radii: list[float] = []
         if not self._centres:
-            place, radius = self._start()
+            place, radius = self._start(first)
             self._take(place)
             places.append(place)
             radii.append(radius)
@@ -110,11 +157,13 @@ class _KCenter:
             counters=self._counters,
         )
 
-    def _start(self) -> tuple[int, float]:
-        total_h = torch.zeros_like(self._origin_h, dtype=torch.float64)
-        for _, block in self._points.blocks():
-            total_h += block.x_Mh.double().sum(dim=0)
-        place = int(self._squares_to(total_h / len(self._points)).argmin())
+    def _start(self, first: int | None) -> tuple[int, float]:
+        if first is None:
+            total_h = torch.zeros_like(self._origin_h, dtype=torch.float64)
+            for _, block in self._points.blocks():
+                total_h += block.x_Mh.double().sum(dim=0)
+            first = int(self._squares_to(total_h / len(self._points)).argmin())
+        place = first
         chosen = self._points.take(np.array([place], dtype=np.int64))
         return place, float(self._squares_to(chosen.x_Mh[0].double()).max()) ** 0.5
 

@@ -15,12 +15,13 @@ from typing import Final
 import numpy as np
 import torch
 
-from svp.strategies.base import Int64Array
+from svp.strategies.base import Float64Array, Int64Array
 from svp.strategies.points import Factors, Points
 from svp.strategies.seeding import d2_seeding
 
 _BLOCK_ENTRIES: Final = 4_194_304
 _GAIN: Final = 1e-4
+_MASS: Final = 2.0**40
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -42,7 +43,14 @@ class Clusters:
     iterations: int
 
 
-def lloyd(points: Points, k: int, generator: np.random.Generator, iterations: int) -> Clusters:
+def lloyd(
+    points: Points,
+    k: int,
+    generator: np.random.Generator,
+    iterations: int,
+    *,
+    share_n: Float64Array | None = None,
+) -> Clusters:
     """Cluster the points.
 
     Empty clusters are refilled with the points that are served worst.
@@ -53,16 +61,34 @@ def lloyd(points: Points, k: int, generator: np.random.Generator, iterations: in
         generator: Of the initial centroids.
         iterations: At most this many assignments; fewer when nothing changes, or the inertia
             falls by less than one part in ten thousand.
+        share_n: Weight of each point in (0, 1], in the centroids and in the inertia; None: 1
+            for all.
     """
-    return _Lloyd(points, k, generator).run(iterations)
+    return _Lloyd(points, k, generator, share_n).run(iterations)
+
+
+def assign(points: Points, clusters: Clusters) -> Int64Array:
+    """Return the cluster of the nearest centroid for every point, (n,)."""
+    norms_k = clusters.centroids_kh.square().sum(dim=1)
+    labels_n = np.empty(len(points), dtype=np.int64)
+    for part, block in points.blocks():
+        shifted = block.shifted(clusters.origin_h)
+        labels_n[part] = _nearest(shifted, clusters.centroids_kh, norms_k).indices.cpu().numpy()
+    return labels_n
 
 
 class _Lloyd:
-    def __init__(self, points: Points, k: int, generator: np.random.Generator) -> None:
+    def __init__(
+        self,
+        points: Points,
+        k: int,
+        generator: np.random.Generator,
+        share_n: Float64Array | None,
+    ) -> None:
         self._points, self._k = points, k
         _, first = next(points.blocks())
         self._origin_h = first.x_Mh.mean(dim=0)
-        seeds = d2_seeding(points, k, generator)
+        seeds = d2_seeding(points, k, generator, share_n=share_n)
         self._centroids_kh = points.take(seeds.places_b).shifted(self._origin_h).x_Mh
         device = self._centroids_kh.device
         largest = max(
@@ -71,6 +97,7 @@ class _Lloyd:
         # A power of two, so that scaling is exact; sums of n values stay below 2**62.
         self._scale = 2.0 ** (61 - math.frexp(largest)[1] - math.ceil(math.log2(len(points) + 1)))
         self._sums_kh = torch.zeros(self._centroids_kh.shape, dtype=torch.int64, device=device)
+        self._share_n = None if share_n is None else torch.from_numpy(share_n).to(device)
         self._labels_n = torch.full((len(points),), -1, dtype=torch.int64, device=device)
         self._squares_n = torch.zeros(len(points), device=device)
 
@@ -81,10 +108,13 @@ class _Lloyd:
             changed = self._assign()
             done += 1
             changed |= self._refill()
-            previous, inertia = inertia, float(self._squares_n.sum(dtype=torch.float64))
+            squares_n = self._squares_n.double()
+            if self._share_n is not None:
+                squares_n = squares_n * self._share_n
+            previous, inertia = inertia, float(squares_n.sum())
             sizes_k = torch.bincount(self._labels_n, minlength=self._k)
             filled_k = sizes_k > 0
-            means_kh = self._sums_kh.double() / (self._scale * sizes_k.clamp_min(1)[:, None])
+            means_kh = self._sums_kh.double() / (self._scale * self._masses(sizes_k)[:, None])
             self._centroids_kh = torch.where(
                 filled_k[:, None], means_kh.float(), self._centroids_kh
             )
@@ -109,12 +139,24 @@ class _Lloyd:
             moved = torch.nonzero(least.indices != old_T).flatten()
             if len(moved):
                 changed = True
-                self._move(shifted[moved], old_T[moved], least.indices[moved])
+                self._move(shifted[moved], old_T[moved], least.indices[moved], moved + part.start)
                 self._labels_n[part] = least.indices
         return changed
 
-    def _move(self, factors: Factors, old_M: torch.Tensor, new_M: torch.Tensor) -> None:
-        fixed_Mh = (factors.x_Mh.double() * self._scale).to(torch.int64)
+    def _masses(self, sizes_k: torch.Tensor) -> torch.Tensor:
+        if self._share_n is None:
+            return sizes_k.clamp_min(1)
+        fixed_n = (self._share_n * _MASS).to(torch.int64)
+        masses_k = torch.zeros_like(sizes_k).index_add_(0, self._labels_n, fixed_n)
+        return torch.where(masses_k > 0, masses_k.double() / _MASS, 1.0)
+
+    def _move(
+        self, factors: Factors, old_M: torch.Tensor, new_M: torch.Tensor, places_M: torch.Tensor
+    ) -> None:
+        precise_Mh = factors.x_Mh.double()
+        if self._share_n is not None:
+            precise_Mh = precise_Mh * self._share_n[places_M][:, None]
+        fixed_Mh = (precise_Mh * self._scale).to(torch.int64)
         self._sums_kh.index_add_(0, new_M, fixed_Mh)
         had = old_M >= 0
         self._sums_kh.index_add_(0, old_M[had], -fixed_Mh[had])
@@ -132,7 +174,7 @@ class _Lloyd:
         if not len(places_e):
             return False
         shifted = self._points.take(places_e.cpu().numpy()).shifted(self._origin_h)
-        self._move(shifted, self._labels_n[places_e], empty_e)
+        self._move(shifted, self._labels_n[places_e], empty_e, places_e)
         self._labels_n[places_e] = empty_e
         self._squares_n[places_e] = 0.0
         return True

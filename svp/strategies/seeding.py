@@ -50,6 +50,7 @@ def d2_seeding(
     *,
     first: int | None = None,
     centres: Points | None = None,
+    share_n: Float64Array | None = None,
 ) -> Seeds:
     """Draw `b` distinct points by the D-squared law.
 
@@ -62,13 +63,22 @@ def d2_seeding(
         first: The first pick, if it is not drawn.
         centres: Points that count as drawn already. With neither `first` nor `centres` the first
             pick is uniform.
+        share_n: Factor in (0, 1] on the squared distance of each point, and on its chance of
+            being a uniform first pick; None: 1 for all.
     """
-    seeding = _Seeding(points, b)
+    seeding = _Seeding(points, b, share_n)
     if centres is not None and len(centres):
         for _, block in centres.blocks():
             seeding.add_centre(block)
     else:
-        place = int(generator.integers(len(points))) if first is None else first
+        if first is not None:
+            place = first
+        elif share_n is None:
+            place = int(generator.integers(len(points)))
+        else:
+            cumulative_n = np.cumsum(share_n)
+            draw = generator.random() * cumulative_n[-1]
+            place = min(int(np.searchsorted(cumulative_n, draw, side="right")), len(points) - 1)
         chosen = points.take(np.array([place], dtype=np.int64))
         seeding.accept(place, float(chosen.double().square_norms()[0]))
         seeding.add_centre(chosen)
@@ -76,8 +86,8 @@ def d2_seeding(
 
 
 class _Seeding:
-    def __init__(self, points: Points, b: int) -> None:
-        self._points, self._b = points, b
+    def __init__(self, points: Points, b: int, share_n: Float64Array | None) -> None:
+        self._points, self._b, self._share_n = points, b, share_n
         _, first = next(points.blocks())
         device = first.x_Mh.device
         # Norms enlarged by the error bound make every float32 distance an upper bound.
@@ -139,7 +149,8 @@ class _Seeding:
         accepted: list[int] = []
         for index, place in enumerate(places_P.tolist()):
             true = float(true_P[index])
-            if self._chosen_n[place] or not luck_P[index] * weight_n[place] < true:
+            share = 1.0 if self._share_n is None else float(self._share_n[place])
+            if self._chosen_n[place] or not luck_P[index] * weight_n[place] < true * share:
                 continue
             self.accept(place, true)
             accepted.append(index)
@@ -186,8 +197,7 @@ class _Seeding:
             self._folded_rows += len(pending)
             self._pending = []
         weight_n = self._stale_n.clamp_min(0.0).double().cpu().numpy()
-        weight_n[self._chosen_n] = 0.0
-        return weight_n
+        return self._shared(weight_n)
 
     def _exact_weights(self) -> Float64Array:
         """Return the true weights; for pools in which nearly everything coincides."""
@@ -196,6 +206,11 @@ class _Seeding:
         weight_n = np.zeros(len(self._points))
         for part, block in self._points.blocks():
             weight_n[part] = exact_pairs(block, folded[self._nearest_n[part]]).cpu().numpy()
+        return self._shared(weight_n)
+
+    def _shared(self, weight_n: Float64Array) -> Float64Array:
+        if self._share_n is not None:
+            weight_n *= self._share_n
         weight_n[self._chosen_n] = 0.0
         return weight_n
 
