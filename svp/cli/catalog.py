@@ -156,10 +156,6 @@ def show_encoder(
         Literal["fp32", "bf16", "fp16"],
         typer.Option("--precision", help="With a spec: numeric mode, part of the identity."),
     ] = "fp32",
-    decoder: Annotated[
-        Literal["pillow", "pillow-reduced", "nvjpeg"],
-        typer.Option("--decoder", help="With a spec: what reads images, part of the identity."),
-    ] = "pillow",
     as_json: JsonOption = False,
     result_file: ResultFileOption = None,
 ) -> None:
@@ -184,7 +180,7 @@ def show_encoder(
             )
         card = card_of_stored(opened, encoder)
     else:
-        loaded = open_encoder(encoder, precision=precision, decoder=decoder, progress=automatic())
+        loaded = open_encoder(encoder, precision=precision, progress=automatic())
         card = card_of_encoder(loaded, opened)
     emit(
         "svp.encoders.show/1",
