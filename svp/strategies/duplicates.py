@@ -60,10 +60,7 @@ def near_duplicate_groups(
     Raises:
         InputError: If the threshold is out of range or a value is not finite.
     """
-    if not 0.0 < threshold <= 1.0:
-        raise InputError(
-            f"The threshold of near-duplicates must be in (0, 1]. Got {threshold}. Try 0.98."
-        )
+    check_threshold(threshold)
     rows = _Rows(x_Nd, budget)
     merged = _Groups(len(x_Nd))
     tile = min(budget.tile_rows, _TILE_ROWS)
@@ -77,6 +74,14 @@ def near_duplicate_groups(
                 _compare(rows, merged, a, b, threshold)
                 task.advance()
     return merged.numbered()
+
+
+def check_threshold(threshold: float) -> None:
+    """Refuse a threshold that is not in (0, 1]."""
+    if not 0.0 < threshold <= 1.0:
+        raise InputError(
+            f"The threshold of near-duplicates must be in (0, 1]. Got {threshold}. Try 0.98."
+        )
 
 
 def cosines(x_Nd: torch.Tensor, a_M: Int64Array, b_M: Int64Array) -> npt.NDArray[np.float64]:
