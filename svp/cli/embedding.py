@@ -40,7 +40,10 @@ def init(
         list[str],
         typer.Option(
             "--source",
-            help="Image folder, CSV or Parquet manifest, zip or tar archive. May be repeated.",
+            help=(
+                "Image folder, manifest, archive, WebDataset shards, Parquet or saved data set, "
+                "or s3:// prefix. May be repeated."
+            ),
         ),
     ],
     encoder: Annotated[
@@ -121,14 +124,15 @@ def embed(
         Precision | None, typer.Option("--precision", help="Numeric mode of the encoder.")
     ] = None,
     batch_size: Annotated[
-        int | None, typer.Option("--batch-size", min=1, help="Images per forward pass.")
+        int | None,
+        typer.Option("--batch-size", min=0, help="Images per forward pass; 0 = automatic."),
     ] = None,
     workers: Annotated[
         int | None, typer.Option("--workers", min=0, help="Decoding threads; 0 = one per core.")
     ] = None,
     chunk_rows: Annotated[
         int | None,
-        typer.Option("--chunk-rows", min=1, help="Rows per chunk, the most that a kill can cost."),
+        typer.Option("--chunk-rows", min=1, help="Rows written at once; see what a kill costs."),
     ] = None,
     segment_rows: Annotated[
         int | None, typer.Option("--segment-rows", min=1, help="Rows published at once.")
@@ -164,6 +168,10 @@ def embed(
         ),
     ] = False,
     dask: DaskOption = None,
+    compile_encoder: Annotated[
+        Literal["auto", "on", "off"],
+        typer.Option("--compile", help="torch.compile; auto: on a GPU, for large pools."),
+    ] = "auto",
     device: DeviceOption = "auto",
     settings: SetOption = None,
     as_json: JsonOption = False,
@@ -178,6 +186,8 @@ def embed(
       svp embed --source photos --encoder timm:resnet18@weights.safetensors --store store
 
       svp embed mystudy --views eval,weak:2,strong:2
+
+      svp embed --source photos --encoder ./encoder+pillow-reduced --store store
 
       svp embed mystudy --dask tcp://scheduler:8786
     """
@@ -197,6 +207,7 @@ def embed(
         "chunk_rows": chunk_rows,
         "segment_rows": segment_rows,
         "shard": _parse_shard(shard),
+        "compile": compile_encoder,
         "accept_drift": accept_drift,
         "progress": automatic(),
     }
@@ -285,7 +296,7 @@ def _run(
         encoder,
         store,
         precision=given["encoder.precision"] or "fp32",
-        batch_size=given["encoder.batch_size"] or 256,
+        batch_size=given["encoder.batch_size"] or 0,
         workers=given["encoder.workers"] or 0,
         device=resolve_device(device),
         **views,

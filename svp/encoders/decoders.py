@@ -1,5 +1,7 @@
 """Named ways from encoded bytes to pixels; the name is part of an encoder's identity.
 
+An encoder's name chooses one, as in `timm:resnet50+nvjpeg`.
+
 - `pillow`: every image decoded whole by Pillow. The default.
 - `pillow-reduced`: a JPEG decoded at 1/2, 1/4 or 1/8 where both sides stay at least `MARGIN` times
   what the encoder's resize wants. Other formats as `pillow`.
@@ -12,7 +14,7 @@ Decoders differ by a grey level here and there, reduced ones by more, so vectors
 import threading
 from collections.abc import Callable, Sequence
 from importlib import metadata
-from typing import Any, Final, Literal, cast, get_args
+from typing import Any, Final, Literal, cast
 
 import numpy as np
 import torch
@@ -20,6 +22,7 @@ from PIL import Image
 
 from svp.data.decode import DECODER, Size, decode_image, plain_jpeg, upright
 from svp.encoders.preprocessing import Preprocessing
+from svp.encoders.spec import DECODERS
 from svp.errors import InputError
 
 DecoderName = Literal["pillow", "pillow-reduced", "nvjpeg"]
@@ -28,7 +31,6 @@ DecoderName = Literal["pillow", "pillow-reduced", "nvjpeg"]
 # most; at 2 none of our measurements exceeds 0.23 and 2, and most of the time is saved already.
 MARGIN: Final = 2
 _RGB: Final = 3  # torchvision.io.ImageReadMode.RGB
-_NAMES: Final[tuple[str, ...]] = get_args(DecoderName)
 
 
 class Pillow:
@@ -90,9 +92,9 @@ ImageDecoder = Pillow | NvJpeg
 
 def check_decoder(name: str) -> DecoderName:
     """Return `name`, or raise `InputError` if there is no such decoder."""
-    if name not in _NAMES:
+    if name not in DECODERS:
         raise InputError(
-            f"decoder must be one of {', '.join(_NAMES)}. Got {name!r}. Use pillow if in doubt."
+            f"decoder must be one of {', '.join(DECODERS)}. Got {name!r}. Use pillow if in doubt."
         )
     return cast(DecoderName, name)
 

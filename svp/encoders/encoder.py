@@ -13,7 +13,13 @@ from torch import nn
 
 from feature_store.store import encoder_id_of
 from svp.encoders import byol, folder, openclip, timmodels
-from svp.encoders.decoders import DecoderName, ImageDecoder, decoder_identity, image_decoder
+from svp.encoders.decoders import (
+    DecoderName,
+    ImageDecoder,
+    check_decoder,
+    decoder_identity,
+    image_decoder,
+)
 from svp.encoders.identity import Precision, autocast_of, describe
 from svp.encoders.preprocessing import Preprocessing
 from svp.encoders.spec import EncoderSpec, parse_spec, plugins
@@ -247,7 +253,7 @@ def open_encoder(
     *,
     device: str | torch.device = "cpu",
     precision: Precision = "fp32",
-    decoder: DecoderName = "pillow",
+    decoder: DecoderName | None = None,
     offline: bool | None = None,
     progress: Progress | None = None,
 ) -> Encoder:
@@ -257,7 +263,7 @@ def open_encoder(
         spec: See `svp.encoders.spec`.
         device: Where it runs.
         precision: Weights are always float32; "bf16" and "fp16" autocast the forward pass.
-        decoder: What makes pixels of bytes; part of the identity. See `svp.encoders.decoders`.
+        decoder: What makes pixels of bytes; part of the identity. None: as the spec says.
         offline: Whether to refuse downloads; None asks the environment.
         progress: Told about downloads before they start.
 
@@ -270,6 +276,8 @@ def open_encoder(
         TemporaryError: A download failed.
     """
     autocast_of(precision)
-    decoder_identity(decoder)
-    loaded = _load(parse_spec(spec), offline=offline, progress=progress or Silent())
-    return Encoder(loaded, device=device, precision=precision, decoder=decoder)
+    parsed = parse_spec(spec)
+    chosen = check_decoder(decoder or parsed.decoder)
+    decoder_identity(chosen)
+    loaded = _load(parsed, offline=offline, progress=progress or Silent())
+    return Encoder(loaded, device=device, precision=precision, decoder=chosen)

@@ -4,6 +4,7 @@
     timm:MODEL[@PATH]                      timm:resnet50.a1_in1k
     byol:ARCH@PATH[#online|target]         byol:resnet50@res50_byol_eman_200ep.pth.tar#online
     DIRECTORY                              what `svp pretrain` or a refresh wrote
+    ...+DECODER                            any of them with another decoder: timm:resnet50+nvjpeg
 
 Parsing imports no torch and opens no file but to see whether it exists.
 """
@@ -19,6 +20,7 @@ from svp.errors import InputError
 
 FAMILIES: Final = ("open_clip", "timm", "byol")
 BRANCHES: Final = ("online", "target")
+DECODERS: Final = ("pillow", "pillow-reduced", "nvjpeg")
 ENTRY_POINT_GROUP: Final = "svp.encoders"
 
 
@@ -33,6 +35,7 @@ class EncoderSpec:
         pretrained: open_clip's tag of published weights, or None.
         path: Local weights, or None.
         branch: "online" or "target" of a two-network checkpoint, or None.
+        decoder: What makes pixels of bytes, one of `DECODERS`.
     """
 
     text: str
@@ -41,6 +44,7 @@ class EncoderSpec:
     pretrained: str | None = None
     path: Path | None = None
     branch: str | None = None
+    decoder: str = "pillow"
 
 
 def near_names(name: str, known: Iterable[str], count: int = 4) -> str:
@@ -56,6 +60,15 @@ def near_names(name: str, known: Iterable[str], count: int = 4) -> str:
 def plugins() -> dict[str, metadata.EntryPoint]:
     """Return the installed encoder plug-ins by family name, unloaded."""
     return {point.name: point for point in metadata.entry_points(group=ENTRY_POINT_GROUP)}
+
+
+def split_decoder(text: str) -> tuple[str, str]:
+    """Return an encoder name without its decoder, and the decoder.
+
+    Only the names of decoders count, so that "+" may be part of a path.
+    """
+    head, mark, tail = text.rpartition("+")
+    return (head, tail) if mark and tail in DECODERS else (text, "pillow")
 
 
 def _split_branch(text: str) -> tuple[str, str | None]:
@@ -134,7 +147,11 @@ def parse_spec(spec: str) -> EncoderSpec:
     Raises:
         InputError: If the text has no such form, or names a path that does not exist.
     """
-    text = spec.strip()
+    text, decoder = split_decoder(spec.strip())
+    return dataclasses.replace(_parse(text), text=spec.strip(), decoder=decoder)
+
+
+def _parse(text: str) -> EncoderSpec:
     if not text:
         raise InputError(
             "An encoder must be named. Got an empty text. Run `svp encoders` for what there is."

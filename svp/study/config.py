@@ -51,7 +51,7 @@ class EncoderSection:
     Attributes:
         spec: Encoder spec, such as `open_clip:ViT-B-32/laion2b_s34b_b79k`.
         precision: Numeric mode; part of the encoder's identity.
-        batch_size: Images per forward pass.
+        batch_size: Images per forward pass; 0 = automatic.
         workers: Decoding threads; 0 = one per core.
         views: Renderings to embed: `eval`, `weak:N`, `strong:N`.
         view_seed: Decides the random views; studies that share a store share views of one seed.
@@ -60,7 +60,7 @@ class EncoderSection:
 
     spec: str
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    batch_size: int = 256
+    batch_size: int = 0
     workers: int = 0
     views: tuple[str, ...] = ("eval",)
     view_seed: int = 0
@@ -72,8 +72,8 @@ class EncoderSection:
             "encoder.spec must name an encoder. Got nothing. `svp encoders` lists them.",
         )
         _require(
-            self.batch_size >= 1,
-            f"encoder.batch_size must be at least 1. Got {self.batch_size}. Correct it.",
+            self.batch_size >= 0,
+            f"encoder.batch_size must be 0 (automatic) or more. Got {self.batch_size}. Correct it.",
         )
         _require(
             self.workers >= 0,

@@ -16,8 +16,8 @@ from svp.study.study import Study, absolute_spec
 
 if TYPE_CHECKING:
     from feature_store.store import FeatureStore
-    from svp.data.source import Scan, Source
     from svp.cluster.executor import Executor
+    from svp.data.source import Scan, Source
     from svp.embed import EmbedConfig, EmbedResult, GoldenReport
 
 EVAL_ALONE: Final = ("eval",)
@@ -47,6 +47,7 @@ def embed_study(
     shard: tuple[int, int] = (0, 1),
     chunk_rows: int | None = None,
     segment_rows: int | None = None,
+    compile: Literal["auto", "on", "off"] = "auto",
     accept_drift: bool = False,
     executor: "Executor | None" = None,
     worker_device: str = "auto",
@@ -65,6 +66,7 @@ def embed_study(
         shard: (i, n): embed only the i-th of n parts, from 0.
         chunk_rows: Rows written at once, the most that a kill can cost; None = the store's choice.
         segment_rows: Rows published at once; None = the store's choice.
+        compile: Whether torch compiles the encoder; see `EmbedConfig`.
         accept_drift: Go on where the encoder's golden images give other vectors than stored.
         executor: Whose workers embed; None = this process.
         worker_device: Where the encoder runs on them; `auto` takes a GPU if there is one.
@@ -82,13 +84,14 @@ def embed_study(
     section = study.config.encoder
     check_options(study.config)
     config = _embed_config(
-        batch_size=section.batch_size,
+        batch_size=section.batch_size or None,
         workers=section.workers or None,
         retry=retry,
         max_failure_rate=max_failure_rate,
         shard=shard,
         chunk_rows=chunk_rows,
         segment_rows=segment_rows,
+        compile=compile,
     )
     views = tuple(dict.fromkeys((EVAL, *parse_views(section.views))))
     # What a typing error can spoil comes first: a scan reads every byte of the images.
@@ -159,7 +162,9 @@ def embed_by(study: Study, spec: str, *, device: str, progress: Progress) -> "Em
         study.scan(source, progress),
         source,
         study.open_store(create=True),
-        _embed_config(batch_size=section.batch_size, workers=section.workers or None),
+        _embed_config(
+            batch_size=section.batch_size or None, workers=section.workers or None
+        ),
         device=device,
         progress=progress,
     )
@@ -200,7 +205,7 @@ def embed_source(
     store_url: str,
     *,
     precision: Literal["fp32", "bf16", "fp16"] = "fp32",
-    batch_size: int = 256,
+    batch_size: int = 0,
     workers: int = 0,
     device: str = "cpu",
     views: Sequence[str] = EVAL_ALONE,
@@ -219,7 +224,7 @@ def embed_source(
         encoder_spec: Encoder spec.
         store_url: Where embeddings are kept; made if it is not there.
         precision: Numeric mode; part of the encoder's identity.
-        batch_size: Images per forward pass.
+        batch_size: Images per forward pass; 0 = automatic.
         workers: Decoding threads; 0 = one per core.
         device: Where the encoder runs.
         views: Views as `svp.embed.parse_views` reads them.
@@ -242,7 +247,7 @@ def embed_source(
     from svp.encoders.encoder import open_encoder
 
     progress = progress if progress is not None else Silent()
-    config = _embed_config(batch_size=batch_size, workers=workers or None, **options)
+    config = _embed_config(batch_size=batch_size or None, workers=workers or None, **options)
     names = parse_views(views)
     view_config = ViewConfig(seed=view_seed, flip=view_flip)
     if executor is not None:

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from feature_store.atomic import create_bytes
+from svp.encoders.spec import split_decoder
 from svp.errors import InputError
 from svp.progress import Progress, Silent
 from svp.study.config import STUDY_FILE, StudyConfig, read_study_toml, write_study_toml
@@ -47,12 +48,14 @@ def _relative(text: str, folder: Path) -> str:
 
 def _spec_path(spec: str) -> tuple[str, str, str]:
     """Split an encoder spec around the path inside it: (before, path, after)."""
-    family, colon, rest = spec.partition(":")
+    base, _ = split_decoder(spec)
+    decoder = spec[len(base) :]
+    family, colon, rest = base.partition(":")
     if not colon or "/" in family:
-        return "", spec, ""
+        return "", base, decoder
     name, at, path = rest.partition("@")
     branch = next((mark for mark in ("#online", "#target") if path.endswith(mark)), "")
-    return f"{family}:{name}{at}", path.removesuffix(branch), branch
+    return f"{family}:{name}{at}", path.removesuffix(branch), branch + decoder
 
 
 def absolute_spec(spec: str) -> str:

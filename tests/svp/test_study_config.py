@@ -59,7 +59,7 @@ def test_minimal_file_gets_defaults():
         ("data.source", "images", r"data\.source must be a list"),
         ("data.source", [1], r"data\.source\[0\] must be text"),
         ("data.source", [], r"data\.source must name at least one"),
-        ("encoder.batch_size", 0, r"encoder\.batch_size must be at least 1"),
+        ("encoder.batch_size", -1, r"encoder\.batch_size must be 0"),
         ("encoder.batch_size", 2.0, r"encoder\.batch_size must be a whole number"),
         ("encoder.precision", "int8", r"encoder\.precision must be one of fp32, bf16, fp16"),
         ("encoder", "timm:resnet50", r"encoder must be a table"),
