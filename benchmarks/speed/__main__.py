@@ -1,6 +1,6 @@
 """Every speed benchmark at a size that takes minutes; results go to `benchmarks/results`.
 
-    python -m benchmarks.speed            # about five minutes on 2 CPU cores
+    python -m benchmarks.speed            # about ten minutes on 2 CPU cores
     python -m benchmarks.speed --full     # the sizes of the stated targets
 
 Each runs in a process of its own, so that one's memory and threads do not colour the next.
@@ -25,7 +25,8 @@ def main() -> None:
     store = _run("store", ["--rows", str(rows), "--json"], capture=True)
     (options.output / "speed-store.json").write_text(store)
     print(store)
-    for name, arguments in (("strategies", sizes), ("proxies", [])):
+    pools = [] if options.full else ["--small", "2000", "--large", "96", "--memory", "2000"]
+    for name, arguments in (("strategies", sizes), ("proxies", []), ("embed", pools)):
         _run(name, [*arguments, "--json", str(options.output / f"speed-{name}.json")])
 
 
