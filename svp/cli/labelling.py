@@ -1,11 +1,13 @@
 """`svp select` and `svp labels`: what to label next, and the answers."""
 
+import contextlib
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
 from svp.cli.options import (
+    DaskOption,
     DeviceOption,
     JsonOption,
     ResultFileOption,
@@ -40,6 +42,7 @@ def select(
     seed: Annotated[
         int | None, typer.Option("--seed", min=0, help="Instead of the study's.")
     ] = None,
+    dask: DaskOption = None,
     device: DeviceOption = "auto",
     settings: SetOption = None,
     as_json: JsonOption = False,
@@ -52,19 +55,26 @@ def select(
     Example:
 
       svp select mystudy --budget 200
+
+      svp select mystudy --budget 200 --dask local
     """
+    from svp.cluster import connect
     from svp.study.rounds import select as select_round
     from svp.study.study import Study
 
-    done = select_round(
-        Study.open(study, parse_settings(settings)),
-        budget,
-        strategy=strategy,
-        proxy=proxy,
-        seed=seed,
-        device=resolve_device(device),
-        progress=automatic(),
-    )
+    opened, own_device = Study.open(study, parse_settings(settings)), resolve_device(device)
+    with contextlib.ExitStack() as stack:
+        executor = None if dask is None else stack.enter_context(connect(dask))
+        done = select_round(
+            opened,
+            budget,
+            strategy=strategy,
+            proxy=proxy,
+            seed=seed,
+            device=own_device,
+            executor=executor,
+            progress=automatic(),
+        )
     selection = done.folder / "selection.csv"
     state = "is still open" if done.reopened else "selected"
     rows = [

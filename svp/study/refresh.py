@@ -35,6 +35,7 @@ from svp.study.study import Study
 if TYPE_CHECKING:
     from feature_store.pool import Pool
     from svp.alignment import Verdict
+    from svp.proxies import Standardiser
     from svp.study.features import Features
 
 
@@ -53,6 +54,7 @@ def judge(
     features: "Features",
     labels: Mapping[str, str],
     scores: Sequence[float | None],
+    standardiser: "Standardiser | None" = None,
 ) -> "Verdict | None":
     """Ask the criterion about the labelled features of one encoder.
 
@@ -61,6 +63,7 @@ def judge(
         features: Embeddings of everything that may be labelled.
         labels: Label by id.
         scores: Of the rounds before under the same encoder.
+        standardiser: Of the whole pool, where `features` are the labelled ones alone.
 
     Returns:
         The verdict; None before there are labels.
@@ -75,7 +78,7 @@ def judge(
         return None
     names_L = [labels[features.ids[row]] for row in rows]
     number = {name: place for place, name in enumerate(sorted(set(names_L)))}
-    pool_wide = Standardiser.fit(features.x_Md)
+    pool_wide = Standardiser.fit(features.x_Md) if standardiser is None else standardiser
     criterion = Criterion(
         build_criterion_config(study.config.refresh),
         general_mean_D=pool_wide.mean_d.cpu().numpy(),

@@ -11,12 +11,14 @@ from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
 from feature_store.atomic import write_json
+from svp.cluster.executor import InProcess
 from svp.errors import IdentityError, InputError
 from svp.metrics import imbalance
 from svp.progress import Progress, Silent
 from svp.provenance import hardware, now, versions
 from svp.study.choice import Choice, Clock, Plan, choose, evaluate, plan_of_receipt, plan_round
 from svp.study.features import read_features, split_rows
+from svp.study.hierarchy import EXACTNESS as HIERARCHICAL
 from svp.study.labels import label_files, labels_digest, read_labels
 from svp.study.options import check_options
 from svp.study.record import (
@@ -29,10 +31,12 @@ from svp.study.record import (
 )
 from svp.study.refresh import judge, make_refresh, refresh_cost, scores_so_far, wants_refresh
 from svp.study.refreshes import encoder_in_force, read_refreshes
+from svp.study.scattered import ScatteredPool, choose_scattered, open_scattered
 from svp.study.study import Study
 from svp.study.tables import to_table
 
 if TYPE_CHECKING:
+    from svp.cluster.executor import Executor
     from svp.data import Scan
     from svp.study.features import Features
 
@@ -46,6 +50,7 @@ def select(
     proxy: str | None = None,
     seed: int | None = None,
     device: str = "cpu",
+    executor: "Executor | None" = None,
     progress: Progress | None = None,
 ) -> RoundResult:
     """Choose the next `budget` items to label and write the round.
@@ -61,6 +66,9 @@ def select(
         proxy: `linear` or `mlp` instead of the study's.
         seed: Instead of the study's.
         device: Where tensors live.
+        executor: Whose workers read and score the pool; None: it is read into this process.
+            A score chooses the same items, other strategies choose in two rounds and are
+            recorded as `approx:hierarchical`.
         progress: Where to report.
 
     Raises:
@@ -90,18 +98,21 @@ def select(
     clock = Clock()
     scan = study.scan(progress=progress)
     clock.lap("scan")
-    aligned = _align(study, scan, labels, done, device=device, clock=clock, progress=progress)
-    encoder_id = aligned.encoder_id
-    pending = _pending(done, labels)
-    choice = choose(
-        aligned.features,
-        plan,
-        labels=labels,
-        pending=pending,
-        budget=budget,
-        device=device,
-        clock=clock,
+    aligned = _align(
+        study, scan, labels, done, device=device, executor=executor, clock=clock, progress=progress
     )
+    encoder_id = aligned.encoder_id
+    asking: dict[str, Any] = {
+        "labels": labels,
+        "pending": _pending(done, labels),
+        "budget": budget,
+        "device": device,
+        "clock": clock,
+    }
+    if isinstance(aligned.features, ScatteredPool):
+        choice = choose_scattered(aligned.features, plan, **asking)
+    else:
+        choice = choose(aligned.features, plan, **asking)
     metrics = evaluate(study, scan.pool, encoder_id, choice.learner, labels=labels, device=device)
     clock.lap("evaluate")
     receipt = {
@@ -110,6 +121,7 @@ def select(
         "budget": budget,
         "metrics": metrics,
         "device": device,
+        "executor": None if executor is None else executor.name,
     }
     folder = study.rounds_dir / f"{plan.number:03d}"
     if folder.exists():
@@ -127,7 +139,7 @@ def select(
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Aligned:
     encoder_id: str
-    features: "Features"
+    features: "Features | ScatteredPool"
     entry: dict[str, Any]
 
 
@@ -138,6 +150,7 @@ def _align(
     done: list[RoundResult],
     *,
     device: str,
+    executor: "Executor | None",
     clock: Clock,
     progress: Progress,
 ) -> _Aligned:
@@ -145,9 +158,21 @@ def _align(
     rows = split_rows(scan.pool)["train"]
     encoder_id, refreshes = encoder_in_force(study), read_refreshes(study)
     store, section = study.open_store(), study.config.refresh
-    features = read_features(study, store, scan.pool, encoder_id, rows)
+
+    def read(encoder_id: str) -> "Features | ScatteredPool":
+        if executor is None:
+            return read_features(study, store, scan.pool, encoder_id, rows)
+        return open_scattered(
+            executor, study, scan.pool, encoder_id, device=device, progress=progress
+        )
+
+    features = read(encoder_id)
     clock.lap("read")
-    verdict = judge(study, features, labels, scores_so_far(done, encoder_id))
+    scores = scores_so_far(done, encoder_id)
+    if isinstance(features, ScatteredPool):
+        verdict = judge(study, features.labelled(labels), labels, scores, features.standardiser)
+    else:
+        verdict = judge(study, features, labels, scores)
     clock.lap("align")
     wanted = wants_refresh(section, verdict, len(labels), len(refreshes))
     entry: dict[str, Any] = {
@@ -175,7 +200,7 @@ def _align(
         )
         entry["done"] = made.number
         encoder_id = made.encoder_id
-        features = read_features(study, store, scan.pool, encoder_id, rows)
+        features = read(encoder_id)
         clock.lap("refresh")
     return _Aligned(encoder_id=encoder_id, features=features, entry=entry)
 
@@ -217,18 +242,24 @@ def replay(
             f"The images must be those of round {number}, pool {receipt['pool']['id']}. "
             f"Got pool {pool.id}: images were added, changed or removed since."
         )
-    features = read_features(
-        study, study.open_store(), pool, receipt["encoder"]["id"], split_rows(pool)["train"]
-    )
-    choice = choose(
-        features,
-        plan_of_receipt(receipt),
-        labels=labels,
-        pending=_pending([earlier for earlier in done if earlier.number < number], labels),
-        budget=receipt["budget"],
-        device=device,
-        clock=Clock(),
-    )
+    asking: dict[str, Any] = {
+        "labels": labels,
+        "pending": _pending([earlier for earlier in done if earlier.number < number], labels),
+        "budget": receipt["budget"],
+        "device": device,
+        "clock": Clock(),
+    }
+    plan, encoder_id = plan_of_receipt(receipt), receipt["encoder"]["id"]
+    if receipt["strategy"]["exactness"] == HIERARCHICAL:
+        # Its parts belong to what was chosen, whoever worked them off.
+        scattered = open_scattered(InProcess(), study, pool, encoder_id, device=device)
+        part_rows = receipt["strategy"]["counters"]["part_rows"]
+        choice = choose_scattered(scattered, plan, part_rows=part_rows, **asking)
+    else:
+        features = read_features(
+            study, study.open_store(), pool, encoder_id, split_rows(pool)["train"]
+        )
+        choice = choose(features, plan, **asking)
     differing = tuple(
         before.rank
         for before, after in zip(found.picks, choice.picks, strict=True)

@@ -29,51 +29,81 @@ from svp.study.study import Study
 if TYPE_CHECKING:
     from feature_store.pool import Pool
     from feature_store.table import Table
+    from svp.proxies import Standardiser
     from svp.strategies.base import Selection, Strategy
 
 Int64Array = npt.NDArray[np.int64]
 UInt64Array = npt.NDArray[np.uint64]
 
 
-def choose_scattered(
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class ScatteredPool:
+    """Items with an embedding, left where they are.
+
+    Attributes:
+        executor: Whose workers read them.
+        address: The table.
+        ids: Ids, ascending.
+        uris: What the source reads them by.
+        located_M: Where their embeddings lie.
+        dropped: Items that could not be embedded.
+        standardiser: Of all of them.
+        device: Where workers compute; also this process.
+        progress: Where to report.
+    """
+
+    executor: Executor
+    address: TableAddress
+    ids: tuple[str, ...]
+    uris: tuple[str, ...]
+    located_M: Located
+    dropped: int
+    standardiser: "Standardiser"
+    device: str
+    progress: Progress
+
+    def features(self, rows: Int64Array) -> Features:
+        """Read the embeddings of some items."""
+        import torch
+
+        x_Kd = RowReader(self.address).read(self.located_M.take(rows))
+        return Features(
+            ids=tuple(self.ids[row] for row in rows.tolist()),
+            uris=tuple(self.uris[row] for row in rows.tolist()),
+            labels=(None,) * len(rows),
+            x_Md=torch.from_numpy(x_Kd),
+            dropped=0,
+        )
+
+    def labelled(self, labels: Mapping[str, str]) -> Features:
+        """Read the embeddings of the items that have a label."""
+        rows = [row for row, key in enumerate(self.ids) if key in labels]
+        return self.features(np.asarray(rows, np.int64))
+
+
+def open_scattered(
     executor: Executor,
     study: Study,
     pool: "Pool",
     encoder_id: str,
-    plan: Plan,
     *,
-    labels: Mapping[str, str],
-    pending: Collection[str],
-    budget: int,
-    device: str,
-    clock: Clock,
+    device: str = "cpu",
     progress: Progress | None = None,
-    part_rows: int | None = None,
-) -> Choice:
-    """Choose `budget` items of `pool` on the workers of `executor`; see `choice.choose`.
+) -> ScatteredPool:
+    """Find the embeddings of what may be labelled, and standardise them where they are.
 
     Args:
-        executor: Where rows are read and scored.
+        executor: Whose workers read them.
         study: Whose store holds the embeddings; workers open its URL.
         pool: The images.
         encoder_id: Whose embeddings to use.
-        plan: Strategy, proxy and seed.
-        labels: Label by id.
-        pending: Ids selected earlier that still wait for a label.
-        budget: How many to choose.
-        device: Where the proxy is fitted and where workers compute.
-        clock: Takes the time of each stage.
+        device: Where workers compute.
         progress: Where to report.
-        part_rows: Candidates of a task; decides the choice of strategies that are not scores.
 
     Raises:
-        InputError: The budget exceeds the candidates, or embeddings are missing.
+        InputError: Some items were never embedded.
         TemporaryError: Workers were lost again and again.
     """
-    import torch
-
-    from svp.strategies.keys import hash_keys, keys_of
-
     progress = progress if progress is not None else Silent()
     store = study.open_store()
     table = store.table(encoder_id)
@@ -86,10 +116,56 @@ def choose_scattered(
         dim=table.dim or 0,
         dtype=str(table.dtype),
     )
-    ids = tuple(part.ids[row] for row in kept_M.tolist())
-    clock.lap("read")
+    return ScatteredPool(
+        executor=executor,
+        address=address,
+        ids=tuple(part.ids[row] for row in kept_M.tolist()),
+        uris=tuple(part.uris[row] for row in kept_M.tolist()),
+        located_M=located_M,
+        dropped=len(part) - len(kept_M),
+        standardiser=scoring.standardise(
+            executor, address, located_M, device=device, progress=progress
+        ),
+        device=device,
+        progress=progress,
+    )
+
+
+def choose_scattered(
+    pool: ScatteredPool,
+    plan: Plan,
+    *,
+    labels: Mapping[str, str],
+    pending: Collection[str],
+    budget: int,
+    device: str,
+    clock: Clock,
+    part_rows: int | None = None,
+) -> Choice:
+    """Choose `budget` items; see `svp.study.choice.choose`.
+
+    Args:
+        pool: What may be labelled.
+        plan: Strategy, proxy and seed.
+        labels: Label by id.
+        pending: Ids selected earlier that still wait for a label.
+        budget: How many to choose.
+        device: Where the proxy is fitted.
+        clock: Takes the time of each stage.
+        part_rows: Candidates of a task; decides the choice of strategies that are not scores.
+
+    Raises:
+        InputError: The budget exceeds the candidates.
+        TemporaryError: Workers were lost again and again.
+    """
+    import torch
+
+    from svp.strategies.keys import hash_keys, keys_of
+
+    executor, address, located_M = pool.executor, pool.address, pool.located_M
+    ids, progress = pool.ids, pool.progress
     labelled_L, candidates_U = _sides(
-        ids, labels=labels, pending=pending, dropped=len(part) - len(ids), budget=budget
+        ids, labels=labels, pending=pending, dropped=pool.dropped, budget=budget
     )
     names_L = tuple(labels[ids[row]] for row in labelled_L.tolist())
     # A proxy needs two classes to tell apart; before that only the images themselves can speak.
@@ -97,17 +173,13 @@ def choose_scattered(
     if plan.first_strategy is not None and plan.first is not None and len(set(names_L)) < 2:
         strategy, name, params, first_round = plan.first_strategy, plan.first, {}, True
     seed = derive_seed(plan.seed, "round", plan.number)
-    standardiser = scoring.standardise(
-        executor, address, located_M, device=device, progress=progress
-    )
-    reader = RowReader(address)
-    x_Ld = reader.read(located_M.take(labelled_L))
+    x_Ld = RowReader(address).read(located_M.take(labelled_L))
     learner = fit_learner(
         torch.from_numpy(x_Ld),
         np.arange(len(labelled_L)),
         names_L,
         plan.proxy_config,
-        standardiser=standardiser.to(torch.device(device)),
+        standardiser=pool.standardiser.to(torch.device(device)),
         seed=derive_seed(seed, "proxy"),
         device=device,
     )
@@ -131,7 +203,7 @@ def choose_scattered(
             learner=learner,
             budget=budget,
             seed=select_seed,
-            device=device,
+            device=pool.device,
             progress=progress,
             part_rows=part_rows or scoring.PART_ROWS,
         )
@@ -152,19 +224,12 @@ def choose_scattered(
             proxy=learner.proxy,
             budget=budget,
             seed=select_seed,
-            device=device,
+            device=pool.device,
             progress=progress,
             part_rows=part_rows or hierarchy.PART_ROWS,
         )
         selection = _of_pool(selection, candidates_U)
-    x_bd = reader.read(located_M.take(selection.rows_b))
-    chosen = Features(
-        ids=tuple(ids[row] for row in selection.rows_b.tolist()),
-        uris=tuple(part.uris[row] for row in kept_M[selection.rows_b].tolist()),
-        labels=(None,) * budget,
-        x_Md=torch.from_numpy(x_bd),
-        dropped=0,
-    )
+    chosen = pool.features(selection.rows_b)
     own = dataclasses.replace(selection, rows_b=np.arange(budget))
     picks = tuple(_picks(own, chosen, learner, device))
     clock.lap("select")
@@ -178,7 +243,7 @@ def choose_scattered(
         learner=learner,
         names_L=names_L,
         candidates=len(candidates_U),
-        dropped=len(part) - len(ids),
+        dropped=pool.dropped,
     )
 
 
