@@ -8,24 +8,54 @@ import numpy as np
 import torch
 
 from svp.errors import InputError
+from svp.strategies.albl import Albl
 from svp.strategies.badge import Badge
+from svp.strategies.balanced_random import BalancedRandom
+from svp.strategies.bald import Bald
 from svp.strategies.base import Budget, Int64Array, Oracle, PoolView, Selection, Strategy
+from svp.strategies.base_sampling import Base
+from svp.strategies.bim import Bim
 from svp.strategies.coreset import CoreSet
+from svp.strategies.deepfool import DeepFool
+from svp.strategies.direct import Direct
 from svp.strategies.entropy import Entropy
+from svp.strategies.fass import Fass
+from svp.strategies.galaxy import Galaxy
 from svp.strategies.kmeans import KMeans
 from svp.strategies.least_confidence import LeastConfidence
 from svp.strategies.margin import Margin
+from svp.strategies.mase import Mase
+from svp.strategies.mcadl import Mcadl
 from svp.strategies.parameters import check_params, near
 from svp.strategies.random import Random
+from svp.strategies.ssl_consistency import SSLConsistency
+from svp.strategies.ssl_diff2aug_direct import SSLDiff2AugDirect
+from svp.strategies.ssl_diff2aug_kmeans import SSLDiff2AugKmeans
+from svp.strategies.ssl_random import SSLRandom
 
 STRATEGIES: Final[tuple[type[Strategy], ...]] = (
     Random,
+    BalancedRandom,
     LeastConfidence,
     Margin,
     Entropy,
+    Mase,
+    Base,
+    Bald,
+    DeepFool,
+    Bim,
     CoreSet,
     Badge,
     KMeans,
+    Galaxy,
+    Direct,
+    Fass,
+    Albl,
+    Mcadl,
+    SSLRandom,
+    SSLConsistency,
+    SSLDiff2AugDirect,
+    SSLDiff2AugKmeans,
 )
 
 
