@@ -125,9 +125,8 @@ class MLPProxy(Proxy):
         self.config = config
 
     def hidden(self, x_Bd: torch.Tensor) -> torch.Tensor:
-        """Return the activations after ReLU, (B, h)."""
-        with torch.no_grad():
-            return self.layer(self.standardiser(x_Bd))
+        """Return the activations after ReLU, (B, h); differentiable with respect to `x_Bd`."""
+        return self.layer(self.standardiser(x_Bd))
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """Return standardiser, hidden layer and head by name."""

@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import math
 import types
 import typing
 from collections.abc import Iterable, Mapping
@@ -32,6 +33,17 @@ def check_range(what: str, value: int, low: int, high: int | None = None) -> Non
     """Refuse an integer outside [low, high]."""
     if value < low or (high is not None and value > high):
         limit = f"at least {low}" if high is None else f"in [{low}, {high}]"
+        raise InputError(f"{what} must be {limit}. Got {value}. Change it to a value in range.")
+
+
+def check_number(
+    what: str, value: float, low: float, high: float = math.inf, *, below: bool = False
+) -> None:
+    """Refuse a number outside [low, high], or outside [low, high) if it must stay `below`."""
+    if not low <= value <= high or (below and value == high) or math.isinf(value):
+        limit = (
+            f"at least {low}" if high == math.inf else f"in [{low}, {high}{')' if below else ']'}"
+        )
         raise InputError(f"{what} must be {limit}. Got {value}. Change it to a value in range.")
 
 

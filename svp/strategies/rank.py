@@ -3,13 +3,26 @@
 Shapes: U = candidates, k = how many are kept, T = rows of one block, C = classes.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 import torch
 
 from svp.errors import InputError
 from svp.strategies.base import Budget, Float32Array, Int64Array, PoolView
+
+
+def check_scores(scores_T: Float32Array) -> None:
+    """Refuse NaN, which has no rank.
+
+    Raises:
+        InputError: If a score is NaN.
+    """
+    if np.isnan(scores_T).any():
+        raise InputError(
+            f"Scores must be numbers. Got NaN for {int(np.isnan(scores_T).sum())} of "
+            f"{len(scores_T)} items. Check the proxy and the embeddings."
+        )
 
 
 class TopK:
@@ -36,11 +49,7 @@ class TopK:
         Raises:
             InputError: If a score is NaN, which has no rank.
         """
-        if np.isnan(scores_T).any():
-            raise InputError(
-                f"Scores must be numbers. Got NaN for {int(np.isnan(scores_T).sum())} of "
-                f"{len(scores_T)} items. Check the proxy and the embeddings."
-            )
+        check_scores(scores_T)
         # Equal to the threshold may still win by its place.
         good = scores_T >= self._threshold
         if not good.all():
@@ -94,9 +103,23 @@ def rank_by_logits(
         utility: Maps logits (T, C) to utilities (T,), higher = label sooner.
     """
     rows_U = view.candidates(seed)
+    tiles = view.logit_tiles(rows_U, budget)
+    return rank_scored(rows_U, b, ((part, utility(z_TC)) for part, z_TC in tiles))
+
+
+def rank_scored(
+    rows_U: Int64Array, b: int, scored: Iterable[tuple[slice, torch.Tensor]]
+) -> tuple[Int64Array, Float32Array]:
+    """Return the `b` rows of highest utility and their utilities.
+
+    Args:
+        rows_U: Candidates, in the order that decides ties.
+        b: How many.
+        scored: Utilities block by block, with their positions in `rows_U`.
+    """
     top = TopK(b)
-    for part, z_TC in view.logit_tiles(rows_U, budget):
-        scores_T = utility(z_TC).to(device="cpu", dtype=torch.float32).numpy()
+    for part, utility_T in scored:
+        scores_T = utility_T.to(device="cpu", dtype=torch.float32).numpy()
         top.push(scores_T, np.arange(part.start, part.stop, dtype=np.int64))
     places_b, utility_b = top.best()
     return rows_U[places_b], utility_b
