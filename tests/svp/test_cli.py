@@ -304,7 +304,8 @@ def test_sources(here, refused):
         "abs.csv": "inside",
         "columns.csv": "columns id and path",
         "notes.txt": "folder or end in",
-        "s3://bucket/images": "local path",
+        "s3://bucket/images.zip": "local file",
+        "ftp://host/images": "s3://bucket/key",
     }.items():
         assert said in refused(3, "embed", "--source", source, *rest)
     assert "Got both" in refused(3, "embed", "study", "--source", "images")

@@ -139,6 +139,7 @@ def test_a_grown_pool_embeds_only_what_is_new(study, images, tmp_path):
     assert read_labels(study) == labels
     known = set(study.scan().pool.ids)
     assert not known & labels.keys()
+    assert run(["select", str(study.path), "--budget", "2", "--device", "cpu"]) == 0
     with pytest.raises(InputError, match="must be an item of the study"):
         import_labels(study, tmp_path / "l.csv")
     (red / "renamed.png").rename(red / "red000.png")
