@@ -16,7 +16,7 @@ from feature_store.runs import Runs
 _BLOCK_ROWS: Final = 2**13  # compared together: a quarter of a megabyte a side stays in cache
 _SHORT_RUN: Final = 1024  # mean length below which searching beats comparing
 _TRIED_RUNS: Final = 3  # before that mean is looked at
-_SLOTS_PER_ROW: Final = 3  # at least; 16 bytes a row at most
+_SLOTS_PER_ROW: Final = 3  # at least: 12 to 24 bytes a row
 _FREE: Final = -1
 _TABLE_ROWS: Final = 2**17  # entered together: what is computed of them stays in cache
 # Odd numbers: digits of the golden ratio and of the square roots of 2, 3 and 5.
