@@ -11,27 +11,35 @@ from svp.errors import InputError
 from svp.strategies.albl import Albl
 from svp.strategies.badge import Badge
 from svp.strategies.balanced_random import BalancedRandom
+from svp.strategies.bait import Bait
 from svp.strategies.bald import Bald
 from svp.strategies.base import Budget, Int64Array, Oracle, PoolView, Selection, Strategy
 from svp.strategies.base_sampling import Base
 from svp.strategies.bim import Bim
 from svp.strategies.coreset import CoreSet
+from svp.strategies.dbal import Dbal
 from svp.strategies.deepfool import DeepFool
 from svp.strategies.direct import Direct
 from svp.strategies.entropy import Entropy
+from svp.strategies.facility_location import FacilityLocation
 from svp.strategies.fass import Fass
 from svp.strategies.galaxy import Galaxy
+from svp.strategies.glister import Glister
 from svp.strategies.kmeans import KMeans
 from svp.strategies.least_confidence import LeastConfidence
 from svp.strategies.margin import Margin
 from svp.strategies.mase import Mase
 from svp.strategies.mcadl import Mcadl
 from svp.strategies.parameters import check_params, near
+from svp.strategies.partitioned_badge import PartitionedBadge
+from svp.strategies.partitioned_coreset import PartitionedCoreSet
+from svp.strategies.probcover import ProbCover
 from svp.strategies.random import Random
 from svp.strategies.ssl_consistency import SSLConsistency
 from svp.strategies.ssl_diff2aug_direct import SSLDiff2AugDirect
 from svp.strategies.ssl_diff2aug_kmeans import SSLDiff2AugKmeans
 from svp.strategies.ssl_random import SSLRandom
+from svp.strategies.typiclust import TypiClust
 
 STRATEGIES: Final[tuple[type[Strategy], ...]] = (
     Random,
@@ -45,10 +53,18 @@ STRATEGIES: Final[tuple[type[Strategy], ...]] = (
     DeepFool,
     Bim,
     CoreSet,
+    ProbCover,
+    PartitionedCoreSet,
+    FacilityLocation,
     Badge,
+    PartitionedBadge,
     KMeans,
+    TypiClust,
+    Dbal,
     Galaxy,
     Direct,
+    Glister,
+    Bait,
     Fass,
     Albl,
     Mcadl,

@@ -131,6 +131,4 @@ def _strata(classes_U: Int64Array, b: int) -> list[tuple[Int64Array, int]]:
         open_classes = np.flatnonzero(quotas < sizes)
         each = max(1, left // len(open_classes))
         quotas[open_classes[:left]] += np.minimum(each, (sizes - quotas)[open_classes[:left]])
-    return [
-        (some, int(quota)) for some, quota in zip(members, quotas, strict=True) if quota > 0
-    ]
+    return [(some, int(quota)) for some, quota in zip(members, quotas, strict=True) if quota > 0]

@@ -93,7 +93,9 @@ def test_value_is_within_the_guarantee_and_the_first_pick_is_the_medoid(
     s = _similarity(x, x, similarity)
     points = _points(x)
     found = facility_location(points, points, 3, similarity=similarity)
-    best = max(s[:, list(chosen)].max(axis=1).sum() for chosen in itertools.combinations(range(11), 3))
+    best = max(
+        s[:, list(chosen)].max(axis=1).sum() for chosen in itertools.combinations(range(11), 3)
+    )
     value = s[:, found.places_b].max(axis=1).sum()
     assert value >= (1 - 1 / np.e) * best
     np.testing.assert_allclose(found.gains_b.sum(), value, rtol=1e-9)
