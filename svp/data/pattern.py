@@ -21,7 +21,9 @@ _MOST: Final = 100_000
 def is_pattern(spec: str | Path) -> bool:
     """Return whether `spec` names files by a pattern; a file of that very name goes first."""
     text = str(spec)
-    return bool(_BRACES.search(text) or glob.has_magic(text)) and not Path(text).exists()
+    if not _BRACES.search(text) and not glob.has_magic(text):
+        return False
+    return not Path(text).expanduser().exists()
 
 
 def pattern_root(spec: str | Path) -> Path:
