@@ -150,7 +150,7 @@ class DaskExecutor:
         # The caller's own thread is the only one that reads it, so a signal ends any wait.
         news: queue.SimpleQueue[tuple[str, int, Any]] = queue.SimpleQueue()
         run = _Run(self._client, name, iter(parts), task, news)
-        self._client.register_plugin(JobPlugin(name, job), name=name)
+        self._announce(JobPlugin(name, job))
         self._client.subscribe_topic(name, lambda event: news.put(("report", *event[1])))
         try:
             yield from run.results()
@@ -159,6 +159,20 @@ class DaskExecutor:
             with contextlib.suppress(Exception):  # the cluster may be what failed
                 self._client.unsubscribe_topic(name)
                 self._client.unregister_worker_plugin(name)
+
+    def _announce(self, plugin: JobPlugin) -> None:
+        """Send the job to every worker; one that vanishes meanwhile is no reason to fail."""
+        for tried in range(TRIES):
+            try:
+                self._client.register_plugin(plugin, name=plugin.name)
+                return
+            except OSError as error:  # what dask makes of a closed connection
+                if tried == TRIES - 1 or self._client.status != "running":
+                    raise TemporaryError(
+                        f"The workers must hear of their job. Got {error}. Run the same command "
+                        "again: finished work is kept."
+                    ) from error
+                time.sleep(_PAUSE_S)
 
 
 class _Run:

@@ -7,6 +7,7 @@ a segment that was left behind is continued by whoever gets it next, at most one
 
 import contextlib
 import dataclasses
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final, Protocol
@@ -185,7 +186,7 @@ def embed_in_parts(
         progress: Where to report.
 
     Returns:
-        What one process would return; times are those of all workers together.
+        What one process would return, as seen from here: wall time, images/s of all workers.
 
     Raises:
         FailureRateError: More images failed than `config` allows; the others are published.
@@ -223,9 +224,11 @@ def embed_in_parts(
         _Part(pool=_bare(pool, todo[plan.positions]), chunk_rows=plan.chunk_rows) for plan in plans
     )
     results: list[EmbedResult] = []
+    began = time.perf_counter()
     with progress.task("embedding", len(todo), "images") as task:
         if plans:
             results += (result for _, result in executor.run(job, parts, task))
+    seconds = time.perf_counter() - began
     failed_now = len(table.missing(pool.digests[todo], retry=True)) if len(todo) else 0
     # Nothing is left to do, so this counts, by the rules of one process, what there is now.
     now = embed(
@@ -238,7 +241,11 @@ def embed_in_parts(
         unreadable=unreadable,
         config=dataclasses.replace(config, retry=False, max_failure_rate=1.0),
     )
-    merged = _merged(results, now, embedded=len(todo) - failed_now, failed_now=failed_now)
+    merged = dataclasses.replace(
+        _merged(results, now, embedded=len(todo) - failed_now, failed_now=failed_now),
+        seconds=seconds,
+        images_per_s=len(todo) / seconds if results else 0.0,
+    )
     distinct = merged.embedded + merged.reused + merged.failed
     check_rate(merged, distinct=distinct, allowed=config.max_failure_rate)
     return merged
@@ -248,7 +255,6 @@ def _merged(
     results: Sequence[EmbedResult], now: EmbedResult, *, embedded: int, failed_now: int
 ) -> EmbedResult:
     seconds = sum(result.seconds for result in results)
-    tried = sum(result.images_per_s * result.seconds for result in results)
     waited = sum(result.waiting_share * result.seconds for result in results)
     # What is said of a machine is said of the one that worked longest.
     longest = max(results, key=lambda result: result.seconds, default=now)
@@ -263,8 +269,6 @@ def _merged(
         failed_items=now.failed_items,
         failures=now.failures,
         segments=tuple(segment for result in results for segment in result.segments),
-        seconds=seconds or now.seconds,
-        images_per_s=tried / seconds if seconds else 0.0,
         waiting_share=waited / seconds if seconds else 0.0,
     )
 
