@@ -119,7 +119,7 @@ def run_document(document):
             exec(compile(source, str(document), "exec"), namespace)
 
 
-@pytest.mark.parametrize("name", RUN)
+@pytest.mark.parametrize("name", [*RUN, pytest.param("dask.md", marks=pytest.mark.slow)])
 def test_every_block_runs(name, workplace):
     run_document(ROOT / "docs" / name)
 
