@@ -22,7 +22,7 @@ from svp.strategies.weights import FAR, boundary_distances, weight_distances
 
 # With more classes the quadratic programmes of the exact distance are no longer small.
 POLYHEDRON_CLASSES: Final = 32
-_HELD: Final = 2**20
+_HELD: Final = 2**16
 _SPARE: Final = 64
 
 

@@ -15,6 +15,7 @@ import numpy as np
 
 from svp.strategies.base import Budget, Need, Oracle, PoolView, Selection, Space
 from svp.strategies.cost import Cost, PoolShape
+from svp.strategies.dense_facility import dense_facility_location, table_bytes
 from svp.strategies.entropy import entropy
 from svp.strategies.facility import Similarity, facility_bytes, facility_location
 from svp.strategies.parameters import check_choice, check_range
@@ -27,7 +28,7 @@ class Fass:
     """Greedy facility location over the most uncertain candidates.
 
     Labelled images are ignored, as published. The published code stores all n x n similarities;
-    here columns are computed when they are needed.
+    here they are stored only if the budget's cache holds them, and computed anew otherwise.
 
     Attributes:
         top_n: Candidates kept per pick; 1 makes it `entropy`.
@@ -62,7 +63,7 @@ class Fass:
         return Cost(
             bytes=shape.tile_bytes
             + 32 * shape.candidates
-            + 8 * kept * shape.hidden
+            + 20 * kept * shape.hidden
             + facility_bytes(kept, kept, shape.hidden),
             flops=shape.logits_flops + 4.0 * kept**2 * shape.hidden,
             passes=2.0,
@@ -76,7 +77,10 @@ class Fass:
         kept = min(self.top_n * b, len(view.unlabelled_U))
         rows_n, _ = rank_by_logits(view, kept, seed, budget, entropy)
         points = pool_points(view, rows_n, seed, budget, space=self.space, norm="l2")
-        chosen = facility_location(points, points, b, similarity=self.similarity)
+        if table_bytes(kept) <= budget.cache_bytes:
+            chosen = dense_facility_location(points, b, similarity=self.similarity)
+        else:
+            chosen = facility_location(points, points, b, similarity=self.similarity)
         return Selection(
             rows_b=rows_n[chosen.places_b],
             utility_b=chosen.gains_b.astype(np.float32),
