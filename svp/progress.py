@@ -146,19 +146,22 @@ class Bars:
             BarColumn(),
             MofNCompleteColumn(),
             TextColumn("{task.fields[unit]}"),
+            TextColumn("{task.fields[rate]}"),
             TimeRemainingColumn(),
             TextColumn("{task.fields[note]}"),
             console=self._console,
         )
         with bars:
-            handle = bars.add_task(label, total=total, completed=done, unit=unit, note="")
+            handle = bars.add_task(label, total=total, completed=done, unit=unit, rate="", note="")
+            began = time.monotonic()
+            finished, said = 0, ""
 
             class _BarTask:
                 def advance(self, amount: int = 1, note: str = "") -> None:
-                    if note:
-                        bars.update(handle, advance=amount, note=note)
-                    else:
-                        bars.update(handle, advance=amount)
+                    nonlocal finished, said
+                    finished, said = finished + amount, note or said
+                    rate = f"{finished / max(time.monotonic() - began, 1e-9):,.1f} {unit}/s"
+                    bars.update(handle, advance=amount, rate=rate, note=said)
 
             yield _BarTask()
 

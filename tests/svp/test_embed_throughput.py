@@ -2,6 +2,7 @@
 
 import dataclasses
 import errno
+import io
 import os
 import threading
 import time
@@ -22,7 +23,7 @@ from svp.embed.forward import lacks_memory, pays_to_compile
 from svp.embed.meter import Meter, Shares, Spent
 from svp.encoders.encoder import Encoder, open_encoder
 from svp.errors import InputError, TemporaryError
-from svp.progress import Lines
+from svp.progress import Bars, Lines
 
 CONFIG = EmbedConfig(batch_size=8, workers=2, chunk_rows=20, segment_rows=60)
 
@@ -250,6 +251,17 @@ def test_the_bottleneck_is_named(bench: Bench, capsys: pytest.CaptureFixture[str
     assert 0.5 < total <= 1
     again, _ = bench.embed("forward")
     assert (again.bottleneck, again.shares, again.batch_size) == (None, Shares(), 0)
+
+
+def test_a_terminal_shows_the_rate_and_the_note(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    stream = io.StringIO()
+    with Bars(stream).task("embedding", 100, "images", done=20) as task:
+        task.advance(40, note="bound by forward")
+        task.advance(40)
+    assert "100/100 images" in (shown := stream.getvalue())
+    assert "images/s" in shown
+    assert "bound by forward" in shown
 
 
 def test_the_writing_overlaps_the_forward_pass(bench: Bench) -> None:
