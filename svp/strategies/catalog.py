@@ -8,14 +8,19 @@ import numpy as np
 import torch
 
 from svp.errors import InputError
+from svp.strategies.activeft_al import ActiveFTAl
+from svp.strategies.activeft_pre import ActiveFTPre
 from svp.strategies.albl import Albl
 from svp.strategies.badge import Badge
 from svp.strategies.balanced_random import BalancedRandom
 from svp.strategies.bait import Bait
+from svp.strategies.bait_regression import BaitRegression
+from svp.strategies.balancing import Balancing
 from svp.strategies.bald import Bald
 from svp.strategies.base import Budget, Int64Array, Oracle, PoolView, Selection, Strategy
 from svp.strategies.base_sampling import Base
 from svp.strategies.bim import Bim
+from svp.strategies.cluster_margin import ClusterMargin
 from svp.strategies.coreset import CoreSet
 from svp.strategies.dbal import Dbal
 from svp.strategies.deepfool import DeepFool
@@ -60,11 +65,16 @@ STRATEGIES: Final[tuple[type[Strategy], ...]] = (
     PartitionedBadge,
     KMeans,
     TypiClust,
+    ActiveFTPre,
+    ActiveFTAl,
     Dbal,
+    ClusterMargin,
     Galaxy,
+    Balancing,
     Direct,
     Glister,
     Bait,
+    BaitRegression,
     Fass,
     Albl,
     Mcadl,
