@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from feature_store import layout
+from feature_store.checks import BLOCK_BYTES, finite_and_checksum
 from feature_store.digest import canonical_json, sha256_hex
 from feature_store.errors import CorruptChunkError, FeatureStoreError, StoreConflictError
 from feature_store.layout import CHECKSUM_BYTES, Chunk
@@ -30,7 +31,6 @@ from feature_store.storage import Storage
 
 _SEAL_THREADS: Final = min(8, os.cpu_count() or 1)  # SHA-256 is the slowest part: 1.9 GB/s each
 _UNRECORDED: Final = Failure("transient", "no reason was recorded")
-_BLOCK_BYTES: Final = 2**18  # looked at together: they stay in cache from one check to the next
 
 
 class SegmentWriter:
@@ -202,7 +202,7 @@ class SegmentWriter:
             padded[list(failures)] = np.nan
             x_Bd = padded
         allowed = len(failures) + plan.chunk_rows - len(chunk)
-        finite, checksum = _looked_at(x_Bd)
+        finite, checksum = finite_and_checksum(x_Bd)
         if not finite:
             broken = int((~np.isfinite(x_Bd).all(axis=1)).sum()) - allowed
             if broken:
@@ -286,7 +286,7 @@ class SegmentWriter:
 
         Each piece overwrites the one before.
         """
-        step = max(1, _BLOCK_BYTES // self._row_bytes) * self._row_bytes
+        step = max(1, BLOCK_BYTES // self._row_bytes) * self._row_bytes
         path = self._storage.local_path(key)
         if path is None:
             data = memoryview(self._storage.get(key))
@@ -364,26 +364,6 @@ class SegmentWriter:
     def _is_stored(self, chunk: Chunk) -> bool:
         size = self._storage.size(self._chunk_key(chunk.index))
         return size == self._payload_bytes + CHECKSUM_BYTES
-
-
-def _looked_at(x_Bd: NDArray[Any]) -> tuple[bool, int]:
-    """Return whether all values are finite, and the CRC-32C of their bytes.
-
-    Both are taken of one block after the other, so that memory is read once.
-    """
-    # The exponent bits are all ones in NaN and infinity; integer blocks are faster than isfinite.
-    bits: NDArray[Any]
-    if x_Bd.dtype.itemsize == 2:
-        bits, exponent = x_Bd.reshape(-1).view(np.uint16), 0x7C00
-    else:
-        bits, exponent = x_Bd.reshape(-1).view(np.uint32), 0x7F800000
-    step = _BLOCK_BYTES // bits.itemsize
-    finite, checksum = True, 0
-    for start in range(0, len(bits), step):
-        block = bits[start : start + step]
-        finite = finite and bool((block & exponent).max() < exponent)
-        checksum = crc32c.crc32c(block.view(np.uint8).data, checksum)
-    return finite, checksum
 
 
 def _sha256(*parts: bytes | memoryview) -> str:
