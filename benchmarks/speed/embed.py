@@ -161,11 +161,16 @@ class Case:
             pass
         return len(self.pool)
 
-    def end_to_end(self) -> int:
+    def end_to_end(self, chunk_rows: int | None = None) -> int:
         """Embed the pool into a fresh store."""
         self._stores += 1
         store = open_store(self.root / f"store-{self._stores}", create=True)
-        config = EmbedConfig(batch_size=self.batch_size, workers=self.workers, compile="off")
+        config = EmbedConfig(
+            batch_size=self.batch_size,
+            workers=self.workers,
+            chunk_rows=chunk_rows,
+            compile="off",
+        )
         self.last = embed(self.pool, self.source, self.encoder, store, config=config)
         return self.last.embedded
 
@@ -272,7 +277,8 @@ def peak_of(folder: Path, device: str) -> float:
     with tempfile.TemporaryDirectory() as root:
         encoder = encoder_of("resnet8", device, "fp32")
         case = Case(encoder, folder, Path(root), None, default_workers())
-        case.end_to_end()
+        # The store's own choice of a chunk grows with a small pool, up to 16 MiB.
+        case.end_to_end(chunk_rows=1024)
     try:
         # Not getrusage: a child of a large process begins with its parent's peak there.
         status = Path("/proc/self/status").read_text(encoding="ascii")
