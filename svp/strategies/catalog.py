@@ -12,9 +12,9 @@ from svp.strategies.activeft_al import ActiveFTAl
 from svp.strategies.activeft_pre import ActiveFTPre
 from svp.strategies.albl import Albl
 from svp.strategies.badge import Badge
-from svp.strategies.balanced_random import BalancedRandom
 from svp.strategies.bait import Bait
 from svp.strategies.bait_regression import BaitRegression
+from svp.strategies.balanced_random import BalancedRandom
 from svp.strategies.balancing import Balancing
 from svp.strategies.bald import Bald
 from svp.strategies.base import Budget, Int64Array, Oracle, PoolView, Selection, Strategy
@@ -31,6 +31,7 @@ from svp.strategies.fass import Fass
 from svp.strategies.galaxy import Galaxy
 from svp.strategies.glister import Glister
 from svp.strategies.kmeans import KMeans
+from svp.strategies.learning_loss import LearningLoss
 from svp.strategies.least_confidence import LeastConfidence
 from svp.strategies.margin import Margin
 from svp.strategies.mase import Mase
@@ -45,6 +46,8 @@ from svp.strategies.ssl_diff2aug_direct import SSLDiff2AugDirect
 from svp.strategies.ssl_diff2aug_kmeans import SSLDiff2AugKmeans
 from svp.strategies.ssl_random import SSLRandom
 from svp.strategies.typiclust import TypiClust
+from svp.strategies.vaal import Vaal
+from svp.strategies.waal import Waal
 
 STRATEGIES: Final[tuple[type[Strategy], ...]] = (
     Random,
@@ -75,6 +78,9 @@ STRATEGIES: Final[tuple[type[Strategy], ...]] = (
     Glister,
     Bait,
     BaitRegression,
+    LearningLoss,
+    Vaal,
+    Waal,
     Fass,
     Albl,
     Mcadl,
