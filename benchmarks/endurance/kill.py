@@ -120,14 +120,21 @@ def start(place: Place, shard: int, of: int, pause_s: float) -> subprocess.Popen
 
 
 def interrupted(
-    place: Place, of: int, instant_s: float, tally: Tally, pause_s: float
+    place: Place, of: int, begun: int, delay_s: float, tally: Tally, pause_s: float
 ) -> tuple[int, bool]:
-    """Run writers until the instant, then kill them; return how many died so, and if all ended."""
+    """Run writers until they began some chunks, then kill them a moment later.
+
+    Returns how many died so, and if all came to the end before.
+    """
+    before = len(lines(place.log))
     running = [start(place, shard, of, pause_s) for shard in range(of)]
     for child in running:
         assert child.stdout is not None
         child.stdout.readline()
-    time.sleep(instant_s)
+    # By what they did, not by the clock: otherwise a slow service is killed before it begins.
+    while len(lines(place.log)) < before + begun and None in [child.poll() for child in running]:
+        time.sleep(0.001)
+    time.sleep(delay_s)
     for child in running:
         child.send_signal(signal.SIGKILL)
     killed = 0
@@ -150,12 +157,11 @@ def one_store(
 ) -> None:
     """Kill writers of one store until it is whole or there were enough, then let one finish."""
     finished = False
-    longest = 1.3 * (pause_s + 0.004) * writer.CHUNKS / of
     while not finished and tally.kills < most_kills:
         published, before = check(place, tally), len(lines(place.log))
-        # Mostly early, so that a store takes many kills.
-        instant = rng.uniform(0, longest * rng.choice([0.1, 0.3, 1.0]))
-        killed, finished = interrupted(place, of, instant, tally, pause_s)
+        # Few chunks, so that a store takes many kills; none, so that openings are hit, too.
+        begun, delay_s = rng.randrange(12), rng.uniform(0, 5 * pause_s)
+        killed, finished = interrupted(place, of, begun, delay_s, tally, pause_s)
         tally.kills += killed
         tally.allowed += killed
         again = {line.split()[0] for line in lines(place.log)[before:]} & published
