@@ -11,7 +11,7 @@ Shapes: U = candidates, L = labelled, C = classes, T = rows of one block, h = wi
 
 import dataclasses
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import ClassVar, Final, Literal
 
 import numpy as np
@@ -35,6 +35,8 @@ from svp.strategies.rank import rank_scored
 
 _START: Final = 0.9
 _FAIR: Final = 0.5
+# Up to this many labels the cosines of a block are kept for its second reading.
+HELD_LABELS: Final = 65_536
 
 
 def blends(train_accuracy: float) -> tuple[float, float]:
@@ -121,8 +123,9 @@ class Mcadl:
         """Return memory and arithmetic; see `Strategy.cost`."""
         held = 8 * shape.hidden * (shape.labelled + 2 * shape.classes)
         block = BLOCK_ROWS * (24 * BLOCK_ROWS + 64 * (shape.classes + self.neighbours))
+        cosines = 4 * BLOCK_ROWS * shape.labelled * (shape.labelled <= HELD_LABELS)
         return Cost(
-            bytes=2 * shape.tile_bytes + 32 * shape.candidates + held + block,
+            bytes=2 * shape.tile_bytes + 32 * shape.candidates + held + block + cosines,
             flops=4.0 * shape.candidates * shape.labelled * shape.hidden + shape.logits_flops,
             passes=2.0,
         )
@@ -195,37 +198,45 @@ class _Novelty:
         """Yield (density + similarity) / 2, float64 (T,), and the class, (T,), of each block."""
         for _, block in self._points.blocks():
             x_Th = block.x_Mh
-            class_T = self._vote(x_Th)
+            # Read twice: first to find the class, then for the class alone.
+            held = list(self._cosines(x_Th)) if len(self._said_L) <= HELD_LABELS else None
+            class_T = self._vote(held or self._cosines(x_Th), len(x_Th))
             mean_Th = self._mean_Ch[class_T]
             density_T = 1.0 - (x_Th.double() * mean_Th).sum(dim=1)
-            similarity_T = 1.0 - self._largest(x_Th, class_T).double()
+            similarity_T = 1.0 - self._largest(held or self._cosines(x_Th), class_T).double()
             yield (density_T + similarity_T) / 2.0, class_T
 
-    def _vote(self, x_Th: torch.Tensor) -> torch.Tensor:
-        top_TK = torch.full((len(x_Th), 0), 0.0, device=x_Th.device)
-        said_TK = torch.zeros((len(x_Th), 0), dtype=torch.int64, device=x_Th.device)
+    def _cosines(self, x_Th: torch.Tensor) -> Iterator[tuple[slice, torch.Tensor]]:
         for part, y_Mh in self._blocks_x:
-            cosine_TM = x_Th @ y_Mh.T
-            # Stable, so that the first of equally similar ones votes first.
-            best = cosine_TM.topk(min(self._keep, len(y_Mh)), dim=1)
+            yield part, x_Th @ y_Mh.T
+
+    def _vote(self, cosines: Iterable[tuple[slice, torch.Tensor]], rows: int) -> torch.Tensor:
+        device = self._said_L.device
+        top_TK = torch.zeros((rows, 0), device=device)
+        said_TK = torch.zeros((rows, 0), dtype=torch.int64, device=device)
+        for part, cosine_TM in cosines:
+            best = cosine_TM.topk(min(self._keep, cosine_TM.shape[1]), dim=1)
             top_TK = torch.cat([top_TK, best.values], dim=1)
             said_TK = torch.cat([said_TK, self._said_L[part][best.indices]], dim=1)
+            # Stable, so that the first of equally similar ones votes first.
             order = torch.argsort(top_TK, dim=1, descending=True, stable=True)[:, : self._keep]
             top_TK, said_TK = top_TK.gather(1, order), said_TK.gather(1, order)
         votes_TK = (said_TK[:, :, None] == said_TK[:, None, :]).sum(dim=2)
         # Of classes with equally many votes, that of the most similar image.
         width = votes_TK.shape[1]
-        rank_K = torch.arange(width, device=x_Th.device)
+        rank_K = torch.arange(width, device=device)
         winner_T1 = (votes_TK * width - rank_K).argmax(dim=1, keepdim=True)
         return said_TK.gather(1, winner_T1)[:, 0]
 
-    def _largest(self, x_Th: torch.Tensor, class_T: torch.Tensor) -> torch.Tensor:
-        largest_T = torch.full((len(x_Th),), -torch.inf, device=x_Th.device)
+    def _largest(
+        self, cosines: Iterable[tuple[slice, torch.Tensor]], class_T: torch.Tensor
+    ) -> torch.Tensor:
+        largest_T = torch.full((len(class_T),), -torch.inf, device=class_T.device)
         everyone_T = ~self._filled_C[class_T]
-        for part, y_Mh in self._blocks_x:
+        for part, cosine_TM in cosines:
             same_TM = (self._truth_L[part] == class_T[:, None]) | everyone_T[:, None]
-            cosine_TM = torch.where(same_TM, x_Th @ y_Mh.T, -torch.inf)
-            largest_T = torch.maximum(largest_T, cosine_TM.amax(dim=1))
+            own_TM = torch.where(same_TM, cosine_TM, -torch.inf)
+            largest_T = torch.maximum(largest_T, own_TM.amax(dim=1))
         return largest_T
 
 
