@@ -17,7 +17,15 @@ from svp.strategies.bait_regression import BaitRegression
 from svp.strategies.balanced_random import BalancedRandom
 from svp.strategies.balancing import Balancing
 from svp.strategies.bald import Bald
-from svp.strategies.base import Budget, Int64Array, Oracle, PoolView, Selection, Strategy
+from svp.strategies.base import (
+    Budget,
+    Int64Array,
+    ListedStrategy,
+    Oracle,
+    PoolView,
+    Selection,
+    Strategy,
+)
 from svp.strategies.base_sampling import Base
 from svp.strategies.bim import Bim
 from svp.strategies.cluster_margin import ClusterMargin
@@ -49,7 +57,7 @@ from svp.strategies.typiclust import TypiClust
 from svp.strategies.vaal import Vaal
 from svp.strategies.waal import Waal
 
-STRATEGIES: Final[tuple[type[Strategy], ...]] = (
+STRATEGIES: Final[tuple[type[ListedStrategy], ...]] = (
     Random,
     BalancedRandom,
     LeastConfidence,
@@ -153,12 +161,14 @@ def describe() -> tuple[Description, ...]:
     )
 
 
-def _fields(cls: type[Strategy]) -> dict[str, Any]:
-    return {field.name: field.default for field in dataclasses.fields(cast("Any", cls))}
+def _fields(cls: type[Any]) -> dict[str, Any]:
+    return {field.name: field.default for field in dataclasses.fields(cls)}
 
 
 def reads_labels(strategy: Strategy) -> bool:
     """Return whether the strategy, as set up, reads labels inside the batch."""
+    if getattr(strategy, "oracle_strata", False):
+        return True
     return strategy.uses_oracle and not getattr(strategy, "pseudo", False)
 
 

@@ -184,7 +184,7 @@ def match(points: Points, theta_kh: torch.Tensor) -> tuple[Int64Array, torch.Ten
             place, value = _nearest_open(points, theta_kh[index], taken_n)
         else:
             place, value = near[found], values[found]
-        taken.add(place)
+        taken.add(int(place))
         taken_n[place] = True
         places.append(place)
         cosines.append(value)

@@ -47,7 +47,7 @@ def _plain(view: PoolView, b: int, seed: int) -> list[int]:
             if left <= (~major).sum() * gap:
                 rarest = int(counts.argmin())
                 means = [
-                    x[[r for r in labelled if _Y[r] == one]].mean(axis=0) if counts[one] else None
+                    x[[r for r in labelled if _Y[r] == one]].mean(axis=0) if counts[one] else x[0]
                     for one in range(4)
                 ]
                 far = np.max(

@@ -47,7 +47,7 @@ def pool() -> PoolView:
 
 
 def _margin(view: PoolView, b: int) -> list[int]:
-    return run_strategy(build_strategy("margin"), view, b, 1).rows_b.tolist()
+    return [int(row) for row in run_strategy(build_strategy("margin"), view, b, 1).rows_b]
 
 
 def test_equal_weights_are_no_weights() -> None:
@@ -98,7 +98,7 @@ def _typicality(x: npt.NDArray[np.float64], neighbours: int) -> npt.NDArray[np.f
     distance = np.linalg.norm(x[:, None] - x[None], axis=2)
     np.fill_diagonal(distance, np.inf)
     used = min(neighbours, len(x) // 2)
-    return 1 / (np.sort(distance, axis=1)[:, :used].mean(axis=1) + 1e-5)
+    return np.asarray(1 / (np.sort(distance, axis=1)[:, :used].mean(axis=1) + 1e-5))
 
 
 @pytest.mark.parametrize(("size", "neighbours"), [(120, 5), (120, 20), (30, 20), (8, 20)])
@@ -163,7 +163,7 @@ def test_weights_stand_for_copies() -> None:
     copies = np.repeat(np.arange(25), weights)
 
     def distances(points: npt.NDArray[np.float64]) -> npt.NDArray[np.float32]:
-        return np.linalg.norm(points[:, None] - points[None], axis=2).astype(np.float32)
+        return np.asarray(np.linalg.norm(points[:, None] - points[None], axis=2), dtype=np.float32)
 
     light = average_linkage(distances(x), weights, 6)
     heavy = average_linkage(distances(x[copies]), np.ones(len(copies), dtype=np.int64), 6)

@@ -7,7 +7,12 @@ import numpy.typing as npt
 import pytest
 import torch
 
+from svp.errors import InputError
+from svp.strategies.base import PoolView
+from svp.strategies.catalog import run_strategy
 from svp.strategies.facility import Similarity, facility_location
+from svp.strategies.facility_location import FacilityLocation
+from svp.strategies.keys import keys_of
 from svp.strategies.points import Factors, Points
 
 Array = npt.NDArray[np.float64]
@@ -16,7 +21,7 @@ Array = npt.NDArray[np.float64]
 def _unit(x: npt.NDArray[np.generic]) -> npt.NDArray[np.float32]:
     x = np.asarray(x, dtype=np.float32)
     norm = np.linalg.norm(x, axis=1, keepdims=True)
-    return (x / np.where(norm > 0, norm, 1)).astype(np.float32)
+    return np.asarray(x / np.where(norm > 0, norm, 1), dtype=np.float32)
 
 
 def _points(x: npt.NDArray[np.float32]) -> Points:
@@ -108,3 +113,55 @@ def test_everything_can_be_chosen_even_when_all_are_the_same() -> None:
     assert found.places_b.tolist() == list(range(70))
     assert found.gains_b[0] == pytest.approx(70)
     assert np.all(found.gains_b[1:] == 0)
+
+
+def _pool(n: int, labelled: int) -> tuple[PoolView, npt.NDArray[np.int64]]:
+    rng = np.random.default_rng(4)
+    y = rng.integers(0, 3, n)
+    x = rng.normal(size=(3, 6))[y] * 2 + rng.normal(size=(n, 6))
+    view = PoolView(
+        embeddings_Nd=torch.from_numpy(x.astype(np.float32)),
+        keys_N=keys_of(str(row) for row in range(n)),
+        unlabelled_U=np.arange(labelled, n),
+        labelled_L=np.arange(labelled),
+        y_L=y[:labelled].astype(np.int64),
+        n_classes=3,
+    )
+    return view, y
+
+
+def test_labelled_images_count_as_chosen() -> None:
+    """Two images that would only serve each other gain the same: ties go by the seeded order."""
+    view, _ = _pool(400, 30)
+    assert isinstance(view.embeddings_Nd, torch.Tensor)
+    order = view.candidates(0)
+    x = _unit(view.embeddings_Nd.numpy())
+    s = _similarity(x[order], x[order], "clipped")
+    for params, start in (
+        (FacilityLocation(), _similarity(x[order], x[:30], "clipped").max(axis=1)),
+        (FacilityLocation(include_labelled=False), np.zeros(370)),
+    ):
+        places, _ = _greedy(s, 25, start)
+        assert run_strategy(params, view, 25, 0).rows_b.tolist() == order[places].tolist()
+
+
+def test_a_sampled_sum_is_named_and_nearly_as_good() -> None:
+    view, _ = _pool(1200, 0)
+    assert isinstance(view.embeddings_Nd, torch.Tensor)
+    x = _unit(view.embeddings_Nd.numpy())
+    s = _similarity(x, x, "clipped")
+    whole = run_strategy(FacilityLocation(), view, 20, 0)
+    sampled = run_strategy(FacilityLocation(represented=300), view, 20, 0)
+    assert (whole.exactness, sampled.exactness) == ("exact", "approx:sampled-represented")
+    value = [s[:, found.rows_b].max(axis=1).sum() for found in (whole, sampled)]
+    assert 0.97 * value[0] < value[1] <= value[0] * (1 + 1e-9)
+
+
+def test_strata_read_all_labels_and_share_the_budget() -> None:
+    view, y = _pool(300, 0)
+    strata = FacilityLocation(oracle_strata=True)
+    found = run_strategy(strata, view, 31, 0, oracle=lambda rows: y[rows])
+    assert found.oracle_calls == 300
+    assert sorted(np.bincount(y[found.rows_b]).tolist()) == [10, 10, 11]
+    with pytest.raises(InputError, match="must be given known labels"):
+        run_strategy(strata, view, 31, 0)
