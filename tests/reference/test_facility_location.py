@@ -8,12 +8,12 @@ import pytest
 import torch
 
 from svp.errors import InputError
-from svp.strategies.base import PoolView
+from svp.strategies.base import Budget, PoolView
 from svp.strategies.catalog import run_strategy
 from svp.strategies.facility import Similarity, facility_location
 from svp.strategies.facility_location import FacilityLocation
 from svp.strategies.keys import keys_of
-from svp.strategies.points import Factors, Points
+from svp.strategies.points import Factors, Points, pool_points
 
 Array = npt.NDArray[np.float64]
 
@@ -131,14 +131,18 @@ def _pool(n: int, labelled: int) -> tuple[PoolView, npt.NDArray[np.int64]]:
 
 
 def test_labelled_images_count_as_chosen() -> None:
-    """Two images that would only serve each other gain the same: ties go by the seeded order."""
     view, _ = _pool(400, 30)
-    assert isinstance(view.embeddings_Nd, torch.Tensor)
     order = view.candidates(0)
-    x = _unit(view.embeddings_Nd.numpy())
-    s = _similarity(x[order], x[order], "clipped")
+    # The very float32 unit vectors: images that only serve each other gain nearly the same.
+    x, covered = (
+        pool_points(view, rows, 0, Budget(), space="input", norm="l2")
+        .take(np.arange(len(rows)))
+        .x_Mh.numpy()
+        for rows in (order, view.labelled_L)
+    )
+    s = _similarity(x, x, "clipped")
     for params, start in (
-        (FacilityLocation(), _similarity(x[order], x[:30], "clipped").max(axis=1)),
+        (FacilityLocation(), _similarity(x, covered, "clipped").max(axis=1)),
         (FacilityLocation(include_labelled=False), np.zeros(370)),
     ):
         places, _ = _greedy(s, 25, start)
