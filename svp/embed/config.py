@@ -16,8 +16,8 @@ class EmbedConfig:
         batch_size: Images per forward pass; None means 256 on a CPU, and on a GPU what a quarter
             of its memory holds. Either is halved when memory runs out.
         workers: Decoding threads; None means one per processor.
-        chunk_rows: Rows written at once; None lets the store choose. A kill costs at most the
-            chunk in work and the one that is being written.
+        chunk_rows: Rows written at once; None lets the store choose. A kill costs at most
+            that, in each replica.
         segment_rows: Rows published at once; None lets the store choose.
         max_failure_rate: Share of the distinct images that may fail, in [0, 1]; those that the
             scan could not read count.

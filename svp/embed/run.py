@@ -1,7 +1,7 @@
 """Embedding a pool: what the store lacks, chunk by chunk, each image once.
 
-Four things go on at once: threads decode the next batches, one batch is on its way to the device,
-one is computed, and the chunk before is written. With several replicas of the encoder each does
+Three things go on at once: threads decode the next batches, one batch is on its way to the device,
+and one is computed; a full segment is sealed beside them. With several replicas of the encoder each does
 so, and chunks are dealt to whoever is ready.
 
 Batches never cross a chunk, and an item that fails keeps its place in its batch. So the batches of
@@ -10,9 +10,8 @@ bits as one that was not, with any number of replicas (on a CPU; on a GPU where 
 deterministic). A batch that was cut because memory ran out, or an encoder compiled in one of the
 runs only, moves a vector by kernel noise.
 
-Stopping by an exception or a signal loses at most the chunk in work, of each replica. A kill also
-loses the chunk that is being written at that instant. Finished chunks are on disk, and the same
-call continues behind them.
+Stopping at any moment, by an exception, a signal or a kill, loses at most the chunk in work, of
+each replica. Finished chunks are on disk, and the same call continues behind them.
 
 Shapes: N = pool, d = dim.
 """

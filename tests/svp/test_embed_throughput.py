@@ -223,7 +223,7 @@ def test_the_bottleneck_is_named(bench: Bench, capsys: pytest.CaptureFixture[str
             return self._source.read(uri)
 
     source = Slow(bench.root / "images", 0, RuntimeError())
-    result, _ = bench.embed("decode", source=source, progress=Lines(interval_s=0))
+    result, _ = bench.embed("decode", source=source, progress=Lines(interval_s=0), chunk_rows=150)
     assert result.bottleneck == "decode"
     assert result.shares.decode > 0.5
     assert result.waiting_share == result.shares.decode
@@ -262,33 +262,6 @@ def test_a_terminal_shows_the_rate_and_the_note(monkeypatch: pytest.MonkeyPatch)
     assert "100/100 images" in (shown := stream.getvalue())
     assert "images/s" in shown
     assert "bound by forward" in shown
-
-
-def test_the_writing_overlaps_the_forward_pass(bench: Bench) -> None:
-    open_store(bench.root / "slow", create=True)
-    pause = 0.05
-
-    class Pausing(LocalStorage):
-        def create(self, key: str, *data: Any) -> bool:
-            if "/embeddings/c." in key:
-                time.sleep(pause)
-            return super().create(key, *data)
-
-    class Paced(nn.Module):
-        def __init__(self, inner: nn.Module) -> None:
-            super().__init__()
-            self.inner = inner
-
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            time.sleep(pause)
-            return self.inner(x)
-
-    bench.encoder.module = Paced(bench.encoder.module)
-    slow = FeatureStore(Pausing(bench.root / "slow", durable=False))
-    result, _ = bench.embed("slow", store=slow, batch_size=20)
-    # Eight batches in eight chunks: all but the last write is hidden behind a forward pass.
-    assert result.shares.write < 0.35
-    assert result.bottleneck == "forward"
 
 
 def test_recent_shares_forget() -> None:
