@@ -225,7 +225,7 @@ def test_the_bottleneck_is_named(bench: Bench, capsys: pytest.CaptureFixture[str
     source = Slow(bench.root / "images", 0, RuntimeError())
     result, _ = bench.embed("decode", source=source, progress=Lines(interval_s=0), chunk_rows=150)
     assert result.bottleneck == "decode"
-    assert result.shares.decode > 0.5
+    assert result.shares.decode > 0.3
     assert result.waiting_share == result.shares.decode
     assert "images/s" in (err := capsys.readouterr().err)
     assert "bound by decode (decode " in err
