@@ -171,10 +171,10 @@ def match(points: Points, theta_kh: torch.Tensor) -> tuple[Int64Array, torch.Ten
             some = slice(start, start + _CENTROID_ROWS)
             cosine_kT = theta_kh[some] @ block.x_Mh.T
             top = cosine_kT.topk(min(depth, len(block)), dim=1)
-            cosine = torch.cat([cosine_kD[some], top.values], dim=1)
-            place = torch.cat([place_kD[some], top.indices + part.start], dim=1)
-            best = cosine.topk(depth, dim=1)
-            cosine_kD[some], place_kD[some] = best.values, place.gather(1, best.indices)
+            cosines_kM = torch.cat([cosine_kD[some], top.values], dim=1)
+            places_kM = torch.cat([place_kD[some], top.indices + part.start], dim=1)
+            best = cosines_kM.topk(depth, dim=1)
+            cosine_kD[some], place_kD[some] = best.values, places_kM.gather(1, best.indices)
     taken_n = torch.zeros(len(points), dtype=torch.bool, device=device)
     taken: set[int] = set()
     places, cosines = [], []
@@ -184,7 +184,7 @@ def match(points: Points, theta_kh: torch.Tensor) -> tuple[Int64Array, torch.Ten
             place, value = _nearest_open(points, theta_kh[index], taken_n)
         else:
             place, value = near[found], values[found]
-        taken.add(int(place))
+        taken.add(place)
         taken_n[place] = True
         places.append(place)
         cosines.append(value)
