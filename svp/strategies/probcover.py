@@ -84,6 +84,7 @@ class ProbCover:
             bytes=shape.tile_bytes
             + 64 * shape.candidates
             + 8 * (_BALLS + 2 * centres) * shape.hidden
+            + (4 * rows * shape.hidden if self.fallback == "coreset" else 0)
             + 160 * 2**20,
             flops=2.0 * rows * (1.5 * rows + shape.labelled + _BALLS) * shape.hidden,
             passes=rows / 1024 + shape.budget * 2.0,
