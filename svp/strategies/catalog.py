@@ -29,6 +29,7 @@ from svp.strategies.base import (
 from svp.strategies.base_sampling import Base
 from svp.strategies.bim import Bim
 from svp.strategies.cluster_margin import ClusterMargin
+from svp.strategies.core_gcn import CoreGCN
 from svp.strategies.coreset import CoreSet
 from svp.strategies.dbal import Dbal
 from svp.strategies.deepfool import DeepFool
@@ -54,6 +55,7 @@ from svp.strategies.ssl_diff2aug_direct import SSLDiff2AugDirect
 from svp.strategies.ssl_diff2aug_kmeans import SSLDiff2AugKmeans
 from svp.strategies.ssl_random import SSLRandom
 from svp.strategies.typiclust import TypiClust
+from svp.strategies.uncertain_gcn import UncertainGCN
 from svp.strategies.vaal import Vaal
 from svp.strategies.waal import Waal
 
@@ -89,6 +91,8 @@ STRATEGIES: Final[tuple[type[ListedStrategy], ...]] = (
     LearningLoss,
     Vaal,
     Waal,
+    UncertainGCN,
+    CoreGCN,
     Fass,
     Albl,
     Mcadl,
