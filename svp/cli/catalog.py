@@ -1,7 +1,7 @@
 """`svp strategies` and `svp encoders`: what there is to choose from."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -14,6 +14,7 @@ from svp.progress import automatic
 
 if TYPE_CHECKING:
     from svp.embed.card import EncoderCard
+    from svp.strategies.catalog import Description
 
 _ID = re.compile(r"[0-9a-f]{16}")
 
@@ -32,28 +33,33 @@ def _strategies(
     context: typer.Context, as_json: JsonOption = False, result_file: ResultFileOption = None
 ) -> None:
     if context.invoked_subcommand is None:
-        list_strategies(as_json, result_file)
+        list_strategies(False, as_json, result_file)
 
 
 @strategies_app.command("list")
-def list_strategies(as_json: JsonOption = False, result_file: ResultFileOption = None) -> None:
-    """List every strategy: family, what it needs, exactness.
+def list_strategies(
+    markdown: Annotated[bool, typer.Option("--markdown", help="As a table for documents.")] = False,
+    as_json: JsonOption = False,
+    result_file: ResultFileOption = None,
+) -> None:
+    """List every strategy: family, needs, exactness, cost, source, whether it reads labels.
 
-    Example:
+    N is the pool, L the labels, C the classes, d and h widths, b the budget.
+
+    Examples:
 
       svp strategies list
+
+      svp strategies list --markdown
     """
     from svp.strategies.catalog import describe
 
     found = describe()
-    rows = [
-        [one.name, one.family, ", ".join(one.needs) or "nothing", one.exactness, one.summary]
-        for one in found
-    ]
+    rows = [_listed(one) for one in found]
     emit(
         "svp.strategies/1",
         {"strategies": found},
-        table(["name", "family", "needs", "exactness", "what it does"], rows),
+        markdown_table(found) if markdown else table(_COLUMNS, rows),
         as_json=as_json,
         result_file=result_file,
     )
@@ -62,29 +68,80 @@ def list_strategies(as_json: JsonOption = False, result_file: ResultFileOption =
 @strategies_app.command("show")
 def show_strategy(
     name: Annotated[str, typer.Argument(help="The strategy.")],
+    pool: Annotated[
+        int | None, typer.Option("--pool", min=1, help="Images, to say what it would hold.")
+    ] = None,
+    dim: Annotated[int, typer.Option("--dim", min=1, help="Width of the embeddings.")] = 512,
+    classes: Annotated[int, typer.Option("--classes", min=1, help="Classes.")] = 10,
+    budget: Annotated[int, typer.Option("--budget", "-n", min=1, help="Images to select.")] = 100,
     as_json: JsonOption = False,
     result_file: ResultFileOption = None,
 ) -> None:
-    """Explain one strategy: source, needs, parameters.
+    """Explain one strategy: source, needs, parameters; with --pool also its memory.
 
-    Example:
+    Examples:
 
       svp strategies show margin
-    """
-    from svp.strategies.catalog import build_strategy, describe
 
-    build_strategy(name)  # refuses unknown names with near ones
-    one = next(found for found in describe() if found.name == name)
-    params = "\n".join(f"  {key} = {value!r}" for key, value in one.params.items()) or "  none"
+      svp strategies show badge --pool 1281167 --dim 512 --classes 1000 --budget 10000
+    """
+    from svp.strategies.catalog import describe_one, estimate
+
+    one = describe_one(name)
+    params = "\n".join(
+        f"  {key} = {value!r}" + (f"\n      {one.meanings[key]}" if one.meanings[key] else "")
+        for key, value in one.params.items()
+    )
+    cost = None if pool is None else estimate(name, pool, dim, classes, budget)
+    instead = f"\nIf it does not fit: {one.instead}" if one.instead else ""
+    held = (
+        ""
+        if cost is None
+        else f"\nFor {budget:,} of {pool:,} images, {dim} wide, {classes:,} classes, beyond the "
+        f"embeddings: {cost.bytes / 2**20:,.0f} MiB, {cost.flops:.2g} operations, "
+        f"{cost.passes:.3g} passes over the pool"
+    )
     emit(
         "svp.strategies.show/1",
-        {"strategy": one},
-        f"{one.name} ({one.family}): {one.summary}\nSource: {one.source}\n"
+        {"strategy": one, "cost": cost},
+        f"{one.name} ({one.family}): {one.summary}\n\n{one.doc}\n\nSource: {one.source}\n"
         f"Needs: {', '.join(one.needs) or 'nothing'}\nExactness: {one.exactness}\n"
-        f"Reads labels inside a batch: {'yes' if one.uses_oracle else 'no'}\n"
-        f"Parameters, under [strategy.params]:\n{params}",
+        f"Arithmetic grows as: {one.scaling}{instead}\n"
+        f"Reads labels inside a batch: {reads_text(one)}\n"
+        f"Parameters, under [strategy.params]:\n{params or '  none'}{held}",
         as_json=as_json,
         result_file=result_file,
+    )
+
+
+_COLUMNS = ["name", "family", "needs", "exactness", "cost", "reads labels", "source", "summary"]
+
+
+def reads_text(one: "Description") -> str:
+    """Return whether a strategy reads labels inside a batch, in a word or two."""
+    if not one.uses_oracle:
+        return "no"
+    return "yes, or assumes predictions (pseudo = true)" if one.pseudo else "yes"
+
+
+def _listed(one: "Description") -> list[str]:
+    return [
+        one.name,
+        one.family,
+        ", ".join(one.needs) or "nothing",
+        one.exactness,
+        one.scaling,
+        reads_text(one).partition(" (")[0],
+        one.source,
+        one.summary,
+    ]
+
+
+def markdown_table(found: "Sequence[Description]") -> str:
+    """Return the strategies as a table in Markdown, as docs/strategies.md shows it."""
+    rows = [_COLUMNS, ["---"] * len(_COLUMNS), *(_listed(one) for one in found)]
+    return "\n".join(
+        f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |" for row in rows
     )
 
 

@@ -10,9 +10,11 @@ from svp.cli.options import (
     DaskOption,
     DeviceOption,
     JsonOption,
+    MemoryOption,
     ResultFileOption,
     SetOption,
     StudyArgument,
+    parse_memory,
     parse_settings,
     resolve_device,
 )
@@ -42,8 +44,13 @@ def select(
     seed: Annotated[
         int | None, typer.Option("--seed", min=0, help="Instead of the study's.")
     ] = None,
+    request: Annotated[
+        str | None,
+        typer.Option("--request", help="Name of this call: the same name, the same round."),
+    ] = None,
     dask: DaskOption = None,
     device: DeviceOption = "auto",
+    memory: MemoryOption = None,
     settings: SetOption = None,
     as_json: JsonOption = False,
     result_file: ResultFileOption = None,
@@ -55,6 +62,8 @@ def select(
     Example:
 
       svp select mystudy --budget 200
+
+      svp select mystudy --budget 200 --memory 4GiB --set strategy.random_share=0.1
 
       svp select mystudy --budget 200 --dask local
     """
@@ -71,7 +80,9 @@ def select(
             strategy=strategy,
             proxy=proxy,
             seed=seed,
+            request=request,
             device=own_device,
+            memory_bytes=parse_memory(memory),
             executor=executor,
             progress=automatic(),
         )

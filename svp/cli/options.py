@@ -1,6 +1,7 @@
 """Options that mean the same in every command."""
 
 import os
+import re
 import tomllib
 from pathlib import Path
 from typing import Annotated, Any
@@ -44,6 +45,41 @@ DaskOption = Annotated[
         help="Work on a Dask cluster: local, local:N, tcp://HOST:PORT or a scheduler file.",
     ),
 ]
+
+
+_UNITS = {"": 1, "B": 1, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40,
+          "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}  # fmt: skip
+
+
+def _size(text: str | None) -> str | None:
+    # Found out at the start, like every option; what is read is used by `parse_memory`.
+    parse_memory(text)
+    return text
+
+
+MemoryOption = Annotated[
+    str | None,
+    typer.Option(
+        "--memory",
+        metavar="SIZE",
+        envvar="SVP_MEMORY",
+        callback=_size,
+        help="Most that embeddings and strategy may hold together, such as 4GiB.",
+    ),
+]
+
+
+def parse_memory(text: str | None) -> int | None:
+    """Return the bytes that a size such as `4GiB`, `500 MB` or `2.5GiB` names; None: no cap."""
+    if text is None or not text.strip():
+        return None
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", text)
+    unit = _UNITS.get(match[2].upper()) if match else None
+    if match is None or unit is None or float(match[1]) * unit < 1:
+        raise InputError(
+            f"--memory must be a number of bytes with a unit. Got {text!r}. Write 4GiB or 500MB."
+        )
+    return int(float(match[1]) * unit)
 
 
 def resolve_device(name: str) -> str:

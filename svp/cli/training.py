@@ -9,9 +9,11 @@ import typer
 from svp.cli.options import (
     DeviceOption,
     JsonOption,
+    MemoryOption,
     ResultFileOption,
     SetOption,
     StudyArgument,
+    parse_memory,
     parse_settings,
     resolve_device,
 )
@@ -215,6 +217,7 @@ def simulate(
         Literal["random", "kmeans"], typer.Option("--first", help="How that batch is chosen.")
     ] = "random",
     device: DeviceOption = "auto",
+    memory: MemoryOption = None,
     settings: SetOption = None,
     as_json: JsonOption = False,
     result_file: ResultFileOption = None,
@@ -243,7 +246,13 @@ def simulate(
     config = from_table(
         SimulationConfig, {key: value for key, value in given.items() if value is not None}
     )
-    done = run_simulation(opened, config, device=resolve_device(device), progress=automatic())
+    done = run_simulation(
+        opened,
+        config,
+        device=resolve_device(device),
+        memory_bytes=parse_memory(memory),
+        progress=automatic(),
+    )
     emit(
         "svp.simulate/1",
         {"result": done},

@@ -267,8 +267,9 @@ class Selection:
         counters: What the strategy counted on its way, such as distance columns computed.
         reasons_b: One sentence per pick where they differ, in the form of `reason`; empty: the
             same for all.
-        probability_b: Chance each pick had to be in the batch where that is known; NaN where it
-            is not; None: known for none.
+        probability_b: Chance with which each pick was drawn at random, whatever the strategy
+            thinks of it; NaN for picks that the strategy chose, whose chance nobody knows; None:
+            known for none. See `svp.strategies.random_share`.
         state: What the strategy wants back as `PoolView.state` in the next round; JSON values.
     """
 
@@ -289,7 +290,8 @@ Oracle = Callable[[Int64Array], Int64Array]
 class Strategy(Protocol):
     """A way to choose which items to label next.
 
-    Implementations are frozen dataclasses whose fields are their parameters; one file each.
+    Implementations are frozen dataclasses whose fields are their parameters; one file each. Those
+    of the catalogue are `ListedStrategy`, wrappers around another one are not.
 
     Attributes:
         name: The name users write.
@@ -306,16 +308,45 @@ class Strategy(Protocol):
         instead: What to use when it does not fit a memory cap, for people; empty: nothing.
     """
 
-    name: ClassVar[str]
-    family: ClassVar[str]
-    summary: ClassVar[str]
-    needs: ClassVar[frozenset[Need]]
-    stochastic: ClassVar[bool]
-    uses_oracle: ClassVar[bool]
-    exactness: ClassVar[str]
-    source: ClassVar[str]
-    scaling: ClassVar[str]
-    instead: ClassVar[str]
+    @property
+    def name(self) -> str:
+        """The name users write."""
+
+    @property
+    def family(self) -> str:
+        """Its kind."""
+
+    @property
+    def summary(self) -> str:
+        """One line for a list of strategies."""
+
+    @property
+    def needs(self) -> frozenset[Need]:
+        """What must be there before it can run."""
+
+    @property
+    def stochastic(self) -> bool:
+        """Whether it draws at random."""
+
+    @property
+    def uses_oracle(self) -> bool:
+        """Whether it reads labels inside the batch."""
+
+    @property
+    def exactness(self) -> str:
+        """As in `Selection`."""
+
+    @property
+    def source(self) -> str:
+        """Where it comes from."""
+
+    @property
+    def scaling(self) -> str:
+        """How arithmetic grows."""
+
+    @property
+    def instead(self) -> str:
+        """What to use when it does not fit a memory cap."""
 
     def cost(self, shape: PoolShape) -> Cost:
         """Return what a selection of this shape costs, before it starts."""
@@ -333,3 +364,18 @@ class Strategy(Protocol):
             budget: Device, tile size and memory.
             oracle: Labels of rows, for strategies that declare `uses_oracle`.
         """
+
+
+class ListedStrategy(Strategy, Protocol):
+    """A strategy of the catalogue: everything but its parameters belongs to its class."""
+
+    name: ClassVar[str]
+    family: ClassVar[str]
+    summary: ClassVar[str]
+    needs: ClassVar[frozenset[Need]]
+    stochastic: ClassVar[bool]
+    uses_oracle: ClassVar[bool]
+    exactness: ClassVar[str]
+    source: ClassVar[str]
+    scaling: ClassVar[str]
+    instead: ClassVar[str]

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, Final, cast
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -31,10 +31,12 @@ from svp.strategies.bim import Bim
 from svp.strategies.cluster_margin import ClusterMargin
 from svp.strategies.core_gcn import CoreGCN
 from svp.strategies.coreset import CoreSet
+from svp.strategies.cost import Cost, PoolShape
 from svp.strategies.dbal import Dbal
 from svp.strategies.deepfool import DeepFool
 from svp.strategies.direct import Direct
 from svp.strategies.entropy import Entropy
+from svp.strategies.explanation import explain
 from svp.strategies.facility_location import FacilityLocation
 from svp.strategies.fass import Fass
 from svp.strategies.galaxy import Galaxy
@@ -48,8 +50,10 @@ from svp.strategies.mcadl import Mcadl
 from svp.strategies.parameters import check_params, near
 from svp.strategies.partitioned_badge import PartitionedBadge
 from svp.strategies.partitioned_coreset import PartitionedCoreSet
+from svp.strategies.plugins import load_plugin, plugin_names
 from svp.strategies.probcover import ProbCover
 from svp.strategies.random import Random
+from svp.strategies.skactiveml import PREFIX, SkActiveML
 from svp.strategies.ssl_consistency import SSLConsistency
 from svp.strategies.ssl_diff2aug_direct import SSLDiff2AugDirect
 from svp.strategies.ssl_diff2aug_kmeans import SSLDiff2AugKmeans
@@ -58,6 +62,8 @@ from svp.strategies.typiclust import TypiClust
 from svp.strategies.uncertain_gcn import UncertainGCN
 from svp.strategies.vaal import Vaal
 from svp.strategies.waal import Waal
+from svp.strategies.wrapper import innermost
+from svp.strategies.wrapping import Wrapping, wrap
 
 STRATEGIES: Final[tuple[type[ListedStrategy], ...]] = (
     Random,
@@ -121,6 +127,8 @@ class Description:
         scaling: How its arithmetic grows.
         instead: What to use when it does not fit in memory; empty: nothing.
         params: Default of every parameter by name.
+        meanings: What each parameter means, by name, from the docstring.
+        doc: What the docstring says before its parameters.
     """
 
     name: str
@@ -136,32 +144,87 @@ class Description:
     scaling: str
     instead: str
     params: Mapping[str, Any]
+    meanings: Mapping[str, str]
+    doc: str
 
 
 def names() -> tuple[str, ...]:
-    """Return the names of all strategies in the order they are listed."""
-    return tuple(cls.name for cls in STRATEGIES)
+    """Return the names of all strategies in the order they are listed, plug-ins last."""
+    own = tuple(cls.name for cls in STRATEGIES)
+    return (*own, *(name for name in plugin_names() if name not in own))
+
+
+def strategy_class(name: str) -> type[ListedStrategy]:
+    """Return the class of a strategy; one of svp's own wins over a plug-in of its name.
+
+    Raises:
+        InputError: If there is none, naming the nearest, or a plug-in cannot be used.
+    """
+    for cls in STRATEGIES:
+        if cls.name == name:
+            return cls
+    if name in plugin_names():
+        return load_plugin(name)
+    raise InputError(
+        f"A strategy must be one that `svp strategies` lists. Got {name!r}. {near(name, names())}"
+    )
 
 
 def describe() -> tuple[Description, ...]:
     """Return one description per strategy."""
-    return tuple(
-        Description(
-            name=cls.name,
-            family=cls.family,
-            summary=cls.summary,
-            needs=tuple(sorted(cls.needs)),
-            first_round=not cls.needs & {"logits", "linear_head", "labelled"},
-            stochastic=cls.stochastic,
-            uses_oracle=cls.uses_oracle,
-            pseudo="pseudo" in _fields(cls),
-            exactness=cls.exactness,
-            source=cls.source,
-            scaling=cls.scaling,
-            instead=cls.instead,
-            params=_fields(cls),
-        )
-        for cls in STRATEGIES
+    return tuple(_described(strategy_class(name)) for name in names())
+
+
+def describe_one(name: str) -> Description:
+    """Return the description of one strategy.
+
+    Raises:
+        InputError: If there is none of that name; names the nearest ones.
+    """
+    return _described(strategy_class(name))
+
+
+def estimate(name: str, pool: int, dim: int, classes: int, budget: int) -> Cost:
+    """Return what one selection with default parameters costs, with as many labels as picks.
+
+    Args:
+        name: The strategy.
+        pool: Candidates.
+        dim: Width of the embeddings, and of the proxy's last layer.
+        classes: Classes.
+        budget: Items to select.
+    """
+    shape = PoolShape(
+        pool=pool + budget,
+        candidates=pool,
+        labelled=budget,
+        dim=dim,
+        hidden=dim,
+        classes=classes,
+        budget=min(budget, pool),
+        tile_rows=Budget().tile_rows,
+    )
+    return build_strategy(name).cost(shape)
+
+
+def _described(cls: type[ListedStrategy]) -> Description:
+    doc, meanings = explain(cls)
+    return Description(
+        name=cls.name,
+        family=cls.family,
+        summary=cls.summary,
+        needs=tuple(sorted(cls.needs)),
+        first_round=not cls.needs & {"logits", "linear_head", "labelled"},
+        stochastic=cls.stochastic,
+        uses_oracle=cls.uses_oracle,
+        pseudo="pseudo" in _fields(cls),
+        exactness=cls.exactness,
+        source=cls.source,
+        scaling=cls.scaling,
+        instead=cls.instead,
+        params=_fields(cls),
+        meanings=meanings,
+        doc=doc,
     )
 
 
@@ -176,19 +239,23 @@ def reads_labels(strategy: Strategy) -> bool:
     return strategy.uses_oracle and not getattr(strategy, "pseudo", False)
 
 
-def build_strategy(name: str, params: Mapping[str, Any] | None = None) -> Strategy:
-    """Return the strategy `name` with `params`.
+def build_strategy(
+    name: str, params: Mapping[str, Any] | None = None, wrapping: Wrapping | None = None
+) -> Strategy:
+    """Return the strategy `name` with `params` and what `wrapping` puts around it.
+
+    `name` is one of `names()`, or `skactiveml:NAME` for a query strategy of scikit-activeml.
 
     Raises:
         InputError: If the name, a parameter or a value is unknown; names the nearest ones.
     """
-    for cls in STRATEGIES:
-        if cls.name == name:
-            checked = check_params(name, cls, params or {})
-            return cls(**checked)
-    raise InputError(
-        f"A strategy must be one that `svp strategies` lists. Got {name!r}. {near(name, names())}"
-    )
+    strategy: Strategy
+    if name.startswith(PREFIX):
+        strategy = SkActiveML(query=name.removeprefix(PREFIX), params=dict(params or {}))
+    else:
+        cls = strategy_class(name)
+        strategy = cls(**check_params(name, cls, params or {}))
+    return wrap(strategy, wrapping or Wrapping())
 
 
 def run_strategy(
@@ -331,7 +398,7 @@ def _check_needs(strategy: Strategy, view: PoolView, oracle: Oracle | None) -> N
     if reads_labels(strategy) and oracle is None:
         step = (
             f"Set {strategy.name}.pseudo = true to assume the proxy's predictions instead."
-            if "pseudo" in _fields(type(strategy))
+            if "pseudo" in _fields(type(innermost(strategy)))
             else "Use it in a simulation only, or choose another strategy."
         )
         raise InputError(

@@ -24,7 +24,7 @@ import torch
 
 from svp.errors import InputError
 from svp.progress import Progress, Silent
-from svp.strategies.base import Budget, Int64Array
+from svp.strategies.base import Budget, Int64Array, Rows, gather
 
 _TILE_ROWS: Final = 2048  # one tile of products is 16 MiB
 _PAIR_ROWS: Final = 4096  # pairs computed at once in float64, always padded to this shape
@@ -36,7 +36,7 @@ _FOLD: Final = 2**20  # pairs collected before groups are merged
 
 
 def near_duplicate_groups(
-    x_Nd: torch.Tensor,
+    x_Nd: torch.Tensor | Rows,
     threshold: float,
     budget: Budget,
     *,
@@ -48,7 +48,8 @@ def near_duplicate_groups(
     about 280 bytes a row and a few tiles.
 
     Args:
-        x_Nd: Embeddings of any norm, float16, float32 or float64, on any device.
+        x_Nd: Embeddings of any norm, float16, float32 or float64, on any device, or `Rows` that
+            fetch them.
         threshold: Least cosine of a pair, in (0, 1].
         budget: Device and largest tile; neither changes the groups.
         progress: Where to report.
@@ -61,16 +62,16 @@ def near_duplicate_groups(
         InputError: If the threshold is out of range or a value is not finite.
     """
     check_threshold(threshold)
-    rows = _Rows(x_Nd, budget)
-    merged = _Groups(len(x_Nd))
+    rows = _Unit(x_Nd, budget)
+    merged = _Groups(x_Nd.shape[0])
     tile = min(budget.tile_rows, _TILE_ROWS)
-    starts = range(0, len(x_Nd), tile)
+    starts = range(0, x_Nd.shape[0], tile)
     total = len(starts) * (len(starts) + 1) // 2
     with (progress or Silent()).task("comparing", total, unit="tiles") as task:
         for at, start in enumerate(starts):
-            a = slice(start, min(start + tile, len(x_Nd)))
+            a = slice(start, min(start + tile, x_Nd.shape[0]))
             for other in starts[at:]:
-                b = slice(other, min(other + tile, len(x_Nd)))
+                b = slice(other, min(other + tile, x_Nd.shape[0]))
                 _compare(rows, merged, a, b, threshold)
                 task.advance()
     return merged.numbered()
@@ -84,7 +85,7 @@ def check_threshold(threshold: float) -> None:
         )
 
 
-def cosines(x_Nd: torch.Tensor, a_M: Int64Array, b_M: Int64Array) -> npt.NDArray[np.float64]:
+def cosines(x_Nd: torch.Tensor | Rows, a_M: Int64Array, b_M: Int64Array) -> npt.NDArray[np.float64]:
     """Return the cosine of rows a and b of each pair in float64, (M,); 0 for rows of zeros.
 
     A pair's value depends on its two rows alone.
@@ -100,17 +101,23 @@ def cosines(x_Nd: torch.Tensor, a_M: Int64Array, b_M: Int64Array) -> npt.NDArray
     return found
 
 
-def _padded(x_Nd: torch.Tensor, rows_M: Int64Array) -> torch.Tensor:
+def _padded(x_Nd: torch.Tensor | Rows, rows_M: Int64Array) -> torch.Tensor:
     """Return rows in float64 in one fixed shape: sums of other shapes may round differently."""
-    index = torch.zeros(_PAIR_ROWS, dtype=torch.int64)
-    index[: len(rows_M)] = torch.from_numpy(rows_M)
-    return x_Nd.index_select(0, index.to(x_Nd.device)).double()
+    index = np.zeros(_PAIR_ROWS, dtype=np.int64)
+    index[: len(rows_M)] = rows_M
+    return gather(x_Nd, index).double()
 
 
-class _Rows:
+def _slice(x_Nd: torch.Tensor | Rows, part: slice) -> torch.Tensor:
+    if isinstance(x_Nd, torch.Tensor):
+        return x_Nd[part]
+    return x_Nd.gather(np.arange(*part.indices(x_Nd.shape[0]), dtype=np.int64))
+
+
+class _Unit:
     """Unit rows, and what bounds their cosines."""
 
-    def __init__(self, x_Nd: torch.Tensor, budget: Budget) -> None:
+    def __init__(self, x_Nd: torch.Tensor | Rows, budget: Budget) -> None:
         self.x_Nd, self._device = x_Nd, budget.device
         n, d = x_Nd.shape
         # A caller may have let float32 products run as TF32 (10 bits) or bfloat16 (7 bits).
@@ -121,7 +128,7 @@ class _Rows:
         self.norms_N1 = torch.zeros(n, 1, dtype=torch.float64, device=budget.device)
         for start in range(0, n, _TILE_ROWS):
             part = slice(start, start + _TILE_ROWS)
-            x_Td = x_Nd[part].to(budget.device).double()
+            x_Td = _slice(x_Nd, part).to(budget.device).double()
             # Scaled by the largest value, so that no float64 square can overflow or vanish.
             largest_T1 = x_Td.abs().amax(dim=1, keepdim=True) if d else x_Td.new_zeros(len(x_Td), 1)
             if not bool(torch.isfinite(largest_T1).all()):
@@ -135,7 +142,7 @@ class _Rows:
     def unit(self, part: slice) -> torch.Tensor:
         """Return unit rows in float64, zeros for rows of zeros."""
         norms_T1 = self.norms_N1[part]
-        x_Td = self.x_Nd[part].to(self._device).double()
+        x_Td = _slice(self.x_Nd, part).to(self._device).double()
         return torch.where(norms_T1 > 0, x_Td / norms_T1, 0.0)
 
     def _bounds(self) -> torch.Tensor:
@@ -162,7 +169,7 @@ class _Rows:
         return bounds_Nk
 
 
-def _compare(rows: _Rows, merged: "_Groups", a: slice, b: slice, threshold: float) -> None:
+def _compare(rows: _Unit, merged: "_Groups", a: slice, b: slice, threshold: float) -> None:
     """Merge the groups of all near-duplicates between two tiles."""
     least = threshold - rows.slack
     if rows.bounds_Nk is not None:
@@ -192,7 +199,7 @@ def _pairs(chosen_TT: torch.Tensor, a: slice, b: slice) -> tuple[Int64Array, Int
 
 
 def _decide(
-    rows: _Rows, merged: "_Groups", a_M: Int64Array, b_M: Int64Array, threshold: float
+    rows: _Unit, merged: "_Groups", a_M: Int64Array, b_M: Int64Array, threshold: float
 ) -> None:
     """Merge those pairs whose float64 cosine reaches the threshold."""
     for start in range(0, len(a_M), _PAIR_ROWS):

@@ -20,7 +20,13 @@ from svp.metrics import accuracy, balanced_accuracy, imbalance, macro_f1, pool_a
 from svp.progress import Progress
 from svp.seed import derive_seed, numpy_generator
 from svp.study.curves import Cell
-from svp.study.features import Features, place, read_features, split_rows
+from svp.study.features import (
+    StoredRows,
+    place,
+    read_features,
+    split_rows,
+    standardiser_of,
+)
 from svp.study.learner import Learner, codes, fit_learner, predict
 from svp.study.options import build_named_strategy
 from svp.study.study import Study
@@ -29,7 +35,7 @@ if TYPE_CHECKING:
     import torch
 
     from svp.proxies import ProxyConfig, Standardiser
-    from svp.strategies.base import Strategy
+    from svp.strategies.base import Selection, Strategy
 
 Int64Array = npt.NDArray[np.int64]
 
@@ -87,26 +93,34 @@ class Stage:
 
     ids: tuple[str, ...]
     classes: tuple[str, ...]
-    x_Md: "torch.Tensor"
+    x_Md: "torch.Tensor | StoredRows"
     y_M: Int64Array
     keys_M: npt.NDArray[np.uint64]
-    x_Td: "torch.Tensor"
+    x_Td: "torch.Tensor | StoredRows"
     y_T: Int64Array
     standardiser: "Standardiser"
     evaluation: Mapping[str, Any]
     identity: Mapping[str, str]
     device: str
+    groups_M: Int64Array | None = None
+    memory_bytes: int | None = None
 
 
-def prepare(study: Study, config: SimulationConfig, device: str, progress: Progress) -> Stage:
+def prepare(
+    study: Study,
+    config: SimulationConfig,
+    device: str,
+    progress: Progress,
+    memory_bytes: int | None = None,
+) -> Stage:
     """Load embeddings and known labels, once for all runs.
+
+    Under a memory cap, embeddings that take more than half of it stay in the store.
 
     Raises:
         InputError: There are no known labels of two classes, nothing to evaluate on, embeddings
             are missing, or the pool is smaller than the last round needs.
     """
-    from svp.proxies import Standardiser
-
     encoder_id, store = study.encoder_id(), study.open_store()
     pool = study.scan(progress=progress).pool
     labels = pool.labels or (None,) * len(pool)
@@ -120,7 +134,8 @@ def prepare(study: Study, config: SimulationConfig, device: str, progress: Progr
             "manifest. Got a source without labels outside its evaluation splits. "
             "Use `svp select` with people instead."
         )
-    features = read_features(study, store, pool, encoder_id, sides["train"])
+    unread = memory_bytes is not None
+    features = read_features(study, store, pool, encoder_id, sides["train"], unread=unread)
     held_out = not sides["test"]
     kept_rows = np.arange(len(features.ids))
     if held_out:
@@ -128,8 +143,8 @@ def prepare(study: Study, config: SimulationConfig, device: str, progress: Progr
         shuffled = numpy_generator(study.config.seed, "held-out").permutation(len(features.ids))
         count = round(config.test_share * len(features.ids))
         test_rows, kept_rows = np.sort(shuffled[:count]), np.sort(shuffled[count:])
-        test = _part(features, test_rows)
-        features = _part(features, kept_rows)
+        test = features.take(test_rows)
+        features = features.take(kept_rows)
     else:
         test = read_features(study, store, pool, encoder_id, sides["test"])
     if not test.ids:
@@ -147,7 +162,15 @@ def prepare(study: Study, config: SimulationConfig, device: str, progress: Progr
             f"A simulation must have labels of at least two classes. Got only {classes[0]}. "
             "Check the source's labels."
         )
-    x_Md = place(features.x_Md, device)
+    x_Md = features.x_Md
+    if (
+        isinstance(x_Md, StoredRows)
+        and memory_bytes is not None
+        and x_Md.nbytes <= memory_bytes / 2
+    ):
+        memory_bytes -= x_Md.nbytes
+        x_Md = x_Md.load()
+    x_Md = place(x_Md, device)
     truth = [[pool.ids[row], labels[row]] for side in ("train", "test") for row in sides[side]]
     return Stage(
         ids=features.ids,
@@ -157,7 +180,7 @@ def prepare(study: Study, config: SimulationConfig, device: str, progress: Progr
         keys_M=features.keys(),
         x_Td=place(test.x_Md, device),
         y_T=codes(names_T, classes),
-        standardiser=Standardiser.fit(x_Md),
+        standardiser=standardiser_of(x_Md),
         evaluation={
             "split": "held-out" if held_out else "test",
             "items": len(test.ids),
@@ -172,18 +195,8 @@ def prepare(study: Study, config: SimulationConfig, device: str, progress: Progr
             "held_out_seed": str(study.config.seed) if held_out else "",
         },
         device=device,
-    )
-
-
-def _part(features: Features, rows: Int64Array) -> Features:
-    import torch
-
-    return Features(
-        ids=tuple(features.ids[row] for row in rows),
-        uris=tuple(features.uris[row] for row in rows),
-        labels=tuple(features.labels[row] for row in rows),
-        x_Md=features.x_Md[torch.from_numpy(rows)],
-        dropped=0,
+        groups_M=features.group_numbers(),
+        memory_bytes=memory_bytes,
     )
 
 
@@ -204,7 +217,8 @@ def run_cell(
     from svp.strategies.catalog import reads_labels
 
     first = build_named_strategy(config.first, {})
-    batches = [_select(stage, first, None, [], config.sizes[0], seed)]
+    batches = [_select(stage, first, None, [], config.sizes[0], seed, {}).rows_b]
+    state: Mapping[str, Any] = {}
     select_s = 0.0
     rounds: list[dict[str, float]] = []
     for number, size in enumerate(config.sizes):
@@ -225,7 +239,9 @@ def run_cell(
         if number == config.rounds:
             break
         start = time.monotonic()
-        batches.append(_select(stage, strategy, learner, batches, config.batch, seed))
+        chosen = _select(stage, strategy, learner, batches, config.batch, seed, state)
+        batches.append(chosen.rows_b)
+        state = chosen.state
         select_s = round(time.monotonic() - start, 6)
     return Cell(
         strategy=name,
@@ -244,8 +260,9 @@ def _select(
     batches: list[Int64Array],
     b: int,
     seed: int,
-) -> Int64Array:
-    """Return the rows of one batch, in the order chosen."""
+    state: Mapping[str, Any],
+) -> "Selection":
+    """Choose one batch; `state` is what the strategy kept in the round before."""
     import torch
 
     from svp.strategies.base import Budget, PoolView
@@ -262,16 +279,17 @@ def _select(
         y_L=stage.y_M[labelled_L],
         n_classes=len(stage.classes),
         proxy=learner.proxy if learner is not None else None,
+        groups_N=stage.groups_M,
+        state=state,
     )
-    selection = run_strategy(
+    return run_strategy(
         strategy,
         view,
         b,
         derive_seed(seed, "select", len(batches)),
-        budget=Budget(device=torch.device(stage.device)),
+        budget=Budget(device=torch.device(stage.device), memory_bytes=stage.memory_bytes),
         oracle=(lambda rows: stage.y_M[rows]) if reads_labels(strategy) else None,
     )
-    return selection.rows_b
 
 
 def _measure(stage: Stage, learner: Learner, labelled_L: Int64Array) -> dict[str, float]:

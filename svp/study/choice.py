@@ -6,7 +6,7 @@ Shapes: M = items that may be labelled and have an embedding, L = labelled, U = 
 
 import dataclasses
 import time
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,14 +15,15 @@ import numpy.typing as npt
 from svp.errors import InputError
 from svp.seed import derive_seed
 from svp.study.config import StudyConfig
-from svp.study.features import place, read_features, split_rows
+from svp.study.features import StoredRows, place, read_features, split_rows, standardiser_of
 from svp.study.learner import Learner, codes, fit_learner, predict, score
 from svp.study.options import (
     build_named_strategy,
     build_proxy_config,
+    build_wrapping,
     proxy_section,
 )
-from svp.study.record import Pick
+from svp.study.record import Pick, RoundResult, state_before
 from svp.study.study import Study
 from svp.study.tables import from_table
 
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from feature_store.pool import Pool
     from svp.proxies import ProxyConfig
     from svp.strategies.base import Selection, Strategy
+    from svp.strategies.wrapping import Wrapping
     from svp.study.features import Features
 
 Int64Array = npt.NDArray[np.int64]
@@ -64,6 +66,7 @@ class Plan:
         first_strategy: The same, built.
         proxy_kind: `linear` or `mlp`.
         proxy_config: Settings of the proxy.
+        wrapping: What is around the strategy.
     """
 
     number: int
@@ -75,6 +78,7 @@ class Plan:
     first_strategy: "Strategy | None"
     proxy_kind: str
     proxy_config: "ProxyConfig"
+    wrapping: "Wrapping"
 
 
 def plan_round(
@@ -93,37 +97,48 @@ def plan_round(
         params = section.params if name == section.name else {}
     first = section.first_round if strategy is None else None
     chosen = proxy_section(config, proxy)
+    wrapping = build_wrapping(section)
     return Plan(
         number=number,
         seed=config.seed if seed is None else seed,
         name=name,
         params=params,
-        strategy=build_named_strategy(name, params),
+        strategy=build_named_strategy(name, params, wrapping),
         first=first,
-        first_strategy=None if first is None else build_named_strategy(first, {}),
+        first_strategy=_first(first, wrapping),
         proxy_kind=chosen.kind,
         proxy_config=build_proxy_config(chosen),
+        wrapping=wrapping,
     )
 
 
 def plan_of_receipt(receipt: Mapping[str, Any]) -> Plan:
     """Build the plan that a finished round had."""
     from svp.proxies import LinearConfig, MLPConfig
+    from svp.strategies.wrapping import wrapping_of
 
     strategy, proxy = receipt["strategy"], receipt["proxy"]
     kind: type[LinearConfig | MLPConfig] = LinearConfig if proxy["kind"] == "linear" else MLPConfig
     first = strategy["first"]
+    wrapping = wrapping_of(strategy.get("wrapping", {}))
     return Plan(
         number=receipt["round"],
         seed=receipt["seed"],
         name=strategy["asked"],
         params=strategy["asked_params"],
-        strategy=build_named_strategy(strategy["asked"], strategy["asked_params"]),
+        strategy=build_named_strategy(strategy["asked"], strategy["asked_params"], wrapping),
         first=first,
-        first_strategy=None if first is None else build_named_strategy(first, {}),
+        first_strategy=_first(first, wrapping),
         proxy_kind=proxy["kind"],
         proxy_config=from_table(kind, proxy["config"]),
+        wrapping=wrapping,
     )
+
+
+def _first(name: str | None, wrapping: "Wrapping") -> "Strategy | None":
+    if name is None:
+        return None
+    return build_named_strategy(name, {}, wrapping.without_proxy())
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -164,6 +179,8 @@ def choose(
     budget: int,
     device: str,
     clock: Clock,
+    rounds: Sequence[RoundResult] = (),
+    memory_bytes: int | None = None,
 ) -> Choice:
     """Choose `budget` items.
 
@@ -175,13 +192,15 @@ def choose(
         budget: How many to choose.
         device: Where tensors live.
         clock: Takes the time of each stage.
+        rounds: Rounds so far: a strategy gets back what it kept when it chose last.
+        memory_bytes: Most that embeddings and strategy may hold together; None: no limit.
+            Embeddings that are still in the store are read at once only if both fit.
 
     Raises:
-        InputError: The budget exceeds the candidates.
+        InputError: The budget exceeds the candidates, or the strategy needs more memory.
     """
     import torch
 
-    from svp.proxies import Standardiser
     from svp.strategies.base import Budget, PoolView
     from svp.strategies.catalog import run_strategy
 
@@ -216,7 +235,7 @@ def choose(
         labelled_L,
         names_L,
         plan.proxy_config,
-        standardiser=Standardiser.fit(x_Md),
+        standardiser=standardiser_of(x_Md),
         seed=derive_seed(seed, "proxy"),
         device=device,
     )
@@ -229,14 +248,16 @@ def choose(
         y_L=codes(names_L, learner.classes),
         n_classes=len(learner.classes),
         proxy=learner.proxy,
+        groups_N=features.group_numbers(),
+        state=state_before(rounds, name, plan.number),
     )
-    selection = run_strategy(
-        strategy,
-        view,
-        budget,
-        derive_seed(seed, "select"),
-        budget=Budget(device=torch.device(device)),
-    )
+    means = Budget(device=torch.device(device), memory_bytes=memory_bytes)
+    if memory_bytes is not None and isinstance(x_Md, StoredRows):
+        needed = strategy.cost(view.shape(budget, means)).bytes
+        if x_Md.nbytes + needed <= memory_bytes:
+            view = dataclasses.replace(view, embeddings_Nd=place(x_Md.load(), device))
+            means = dataclasses.replace(means, memory_bytes=memory_bytes - x_Md.nbytes)
+    selection = run_strategy(strategy, view, budget, derive_seed(seed, "select"), budget=means)
     picks = tuple(_picks(selection, features, learner, device))
     clock.lap("select")
     return Choice(
@@ -294,11 +315,12 @@ def _rows(features: "Features", labels: Mapping[str, str]) -> Int64Array:
 def _picks(
     selection: "Selection", features: "Features", learner: Learner, device: str
 ) -> Iterator[Pick]:
-    import torch
+    from svp.strategies.base import gather
 
     predicted = None
+    reasons, chance_b = selection.reasons_b, selection.probability_b
     if learner.proxy is not None:
-        predicted = predict(learner, features.x_Md[torch.from_numpy(selection.rows_b)], device)
+        predicted = predict(learner, gather(features.x_Md, selection.rows_b), device)
     for index, (row, utility) in enumerate(
         zip(selection.rows_b.tolist(), selection.utility_b.tolist(), strict=True)
     ):
@@ -307,7 +329,12 @@ def _picks(
             id=features.ids[row],
             uri=features.uris[row],
             utility=utility,
-            reason=selection.reason.replace("{utility}", f"{utility:.4g}"),
+            reason=(reasons[index] if reasons else selection.reason).replace(
+                "{utility}", f"{utility:.4g}"
+            ),
             predicted=learner.classes[predicted.class_M[index]] if predicted else None,
             confidence=float(predicted.confidence_M[index]) if predicted else None,
+            probability=None
+            if chance_b is None or np.isnan(chance_b[index])
+            else float(chance_b[index]),
         )

@@ -115,11 +115,23 @@ class StrategySection:
     Attributes:
         name: Strategy of every round that has labels to learn from.
         first_round: Strategy before there are labels of two classes.
+        random_share: Share of every batch drawn at random, with recorded chances, so that a
+            campaign can be judged by its own labels.
+        collapse_duplicates: Least cosine of near-duplicates, of which one is a candidate; not
+            given: all are.
+        groups: Quotas per group of the manifest's column `group`; not given: none.
+        class_balance: Whether predicted classes with few labels are filled up first.
+        prefilter: `NAME:K`: only the K * budget best by the score NAME are candidates.
         params: Parameters of the strategy.
     """
 
     name: str = "margin"
     first_round: Literal["kmeans", "random"] = "kmeans"
+    random_share: float = 0.0
+    collapse_duplicates: float | None = None
+    groups: Literal["equal", "proportional"] | None = None
+    class_balance: bool = False
+    prefilter: str | None = None
     params: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
@@ -283,6 +295,8 @@ _SECTIONS: Final[Mapping[str, tuple[str, ...]]] = {
     "strategy": (
         "`svp strategies` lists the names; parameters go under [strategy.params].",
         "first_round chooses before there are labels: kmeans (spread out) or random.",
+        "random_share: of every batch, to judge the campaign by. Also collapse_duplicates = 0.98,",
+        'groups = "equal" or "proportional", class_balance = true, prefilter = "margin:10".',
     ),
     "refresh": (
         "Computing stale features anew: ask, auto, never, or at-labels:N. [refresh.finetune]",

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     import torch
 
     from svp.proxies import Proxy, ProxyConfig, Standardiser
+    from svp.strategies.base import Rows
 
 Int64Array = npt.NDArray[np.int64]
 Float32Array = npt.NDArray[np.float32]
@@ -53,7 +54,7 @@ class Prediction:
 
 
 def fit_learner(
-    x_Md: "torch.Tensor",
+    x_Md: "torch.Tensor | Rows",
     rows_L: Int64Array,
     names_L: Sequence[str],
     config: "ProxyConfig",
@@ -78,6 +79,7 @@ def fit_learner(
     import torch
 
     from svp.proxies import fit_proxy
+    from svp.strategies.base import gather
 
     classes = tuple(sorted(set(names_L)) if classes is None else classes)
     if len(classes) < 2:
@@ -85,7 +87,7 @@ def fit_learner(
     start = time.monotonic()
     number = {name: index for index, name in enumerate(classes)}
     y_L = torch.tensor([number[name] for name in names_L], dtype=torch.int64)
-    x_Ld = x_Md[torch.from_numpy(rows_L).to(x_Md.device)].to(device=device, dtype=torch.float32)
+    x_Ld = gather(x_Md, rows_L).to(device=device, dtype=torch.float32)
     proxy = fit_proxy(
         x_Ld,
         y_L.to(device),
@@ -100,19 +102,27 @@ def fit_learner(
     return Learner(classes=classes, proxy=proxy, train_s=time.monotonic() - start)
 
 
-def predict(learner: Learner, x_Md: "torch.Tensor", device: str) -> Prediction:
+def predict(learner: Learner, x_Md: "torch.Tensor | Rows", device: str) -> Prediction:
     """Predict every row; with one known class, that class with confidence 1."""
     import torch
 
+    from svp.strategies.base import gather
+
+    total = x_Md.shape[0]
     if learner.proxy is None:
         return Prediction(
-            class_M=np.zeros(len(x_Md), dtype=np.int64),
-            confidence_M=np.ones(len(x_Md), dtype=np.float32),
+            class_M=np.zeros(total, dtype=np.int64),
+            confidence_M=np.ones(total, dtype=np.float32),
         )
     classes, confidences = [], []
     with torch.no_grad():
-        for start in range(0, len(x_Md), _TILE_ROWS):
-            tile_Td = x_Md[start : start + _TILE_ROWS].to(device=device, dtype=torch.float32)
+        for start in range(0, total, _TILE_ROWS):
+            rows = slice(start, min(start + _TILE_ROWS, total))
+            tile_Td = (
+                x_Md[rows]
+                if isinstance(x_Md, torch.Tensor)
+                else gather(x_Md, np.arange(rows.start, rows.stop))
+            ).to(device=device, dtype=torch.float32)
             best = learner.proxy.logits(tile_Td).float().softmax(dim=1).max(dim=1)
             classes.append(best.indices)
             confidences.append(best.values)
@@ -138,7 +148,7 @@ def codes(names: Sequence[str], classes: Sequence[str]) -> Int64Array:
 
 
 def score(
-    learner: Learner, x_Md: "torch.Tensor", names_M: Sequence[str], device: str
+    learner: Learner, x_Md: "torch.Tensor | Rows", names_M: Sequence[str], device: str
 ) -> dict[str, float]:
     """Return accuracy, balanced accuracy and macro F1 on items with known labels."""
     y_M = codes(names_M, learner.classes)

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from svp.errors import InputError
-from svp.study.config import ProxySection, RefreshSection, StudyConfig
+from svp.study.config import ProxySection, RefreshSection, StrategySection, StudyConfig
 from svp.study.tables import convert_table, from_table, near_names
 
 if TYPE_CHECKING:
@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from svp.finetune.config import FinetuneConfig
     from svp.proxies import ProxyConfig
     from svp.strategies.base import Strategy
+    from svp.strategies.wrapping import Wrapping
 
 
 def build_proxy_config(section: ProxySection) -> "ProxyConfig":
@@ -33,11 +34,29 @@ def proxy_section(config: StudyConfig, kind: str | None) -> ProxySection:
     raise InputError(f"A proxy must be linear or mlp. Got {kind}. Choose one of them.")
 
 
-def build_named_strategy(name: str, params: Mapping[str, Any]) -> "Strategy":
-    """Return the strategy `name` with `params`; unknown names and parameters are refused."""
+def build_named_strategy(
+    name: str, params: Mapping[str, Any], wrapping: "Wrapping | None" = None
+) -> "Strategy":
+    """Return the strategy `name` with `params`, wrapped; unknown names and keys are refused."""
     from svp.strategies.catalog import build_strategy
 
-    return build_strategy(name, params)
+    return build_strategy(name, params, wrapping)
+
+
+def build_wrapping(section: StrategySection) -> "Wrapping":
+    """Return what `[strategy]` puts around a strategy."""
+    from svp.strategies.wrapping import Wrapping
+
+    try:
+        return Wrapping(
+            random_share=section.random_share,
+            collapse_duplicates=section.collapse_duplicates,
+            groups=section.groups,
+            class_balance=section.class_balance,
+            prefilter=section.prefilter,
+        )
+    except InputError as error:
+        raise InputError(f"strategy: {error}") from error
 
 
 def build_finetune_config(options: Mapping[str, Any]) -> "FinetuneConfig":
@@ -86,7 +105,8 @@ def build_criterion_config(section: RefreshSection) -> "CriterionConfig":
 def check_options(config: StudyConfig) -> None:
     """Refuse unknown or wrong options of every stage, before any work."""
     build_proxy_config(config.proxy)
-    build_named_strategy(config.strategy.name, config.strategy.params)
+    wrapping = build_wrapping(config.strategy)
+    build_named_strategy(config.strategy.name, config.strategy.params, wrapping)
     build_finetune_config(config.finetune.options)
     build_refresh_config(config)
     build_criterion_config(config.refresh)

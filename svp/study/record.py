@@ -4,16 +4,18 @@ import csv
 import dataclasses
 import io
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from feature_store.atomic import write_bytes
+from feature_store.atomic import write_bytes, write_json
 from feature_store.digest import canonical_json, sha256_hex
 from svp.errors import InputError
 from svp.study.study import Study
 
 ROUND_SCHEMA: Final = "svp.round/1"
+STATE_SCHEMA: Final = "svp.state/1"
+STATE_FILE: Final = "state.json"
 SELECTION_COLUMNS: Final = (
     "round",
     "rank",
@@ -24,6 +26,7 @@ SELECTION_COLUMNS: Final = (
     "strategy",
     "predicted",
     "confidence",
+    "probability",
 )
 
 
@@ -39,6 +42,7 @@ class Pick:
         reason: Why, for people.
         predicted: The proxy's class; None in a round without proxy.
         confidence: The proxy's probability of it.
+        probability: Chance with which it was drawn at random; None where a strategy chose it.
     """
 
     rank: int
@@ -48,6 +52,7 @@ class Pick:
     reason: str
     predicted: str | None
     confidence: float | None
+    probability: float | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -110,12 +115,55 @@ def _read_round(folder: Path, reopened: bool) -> RoundResult:
                 reason=row["reason"],
                 predicted=row["predicted"] if row["confidence"] else None,
                 confidence=float(row["confidence"]) if row["confidence"] else None,
+                # Rounds of earlier versions have no such column.
+                probability=float(row["probability"]) if row.get("probability") else None,
             )
             for row in csv.DictReader(stream)
         )
     return RoundResult(
         number=int(folder.name), folder=folder, picks=picks, receipt=receipt, reopened=reopened
     )
+
+
+def write_state(folder: Path, strategy: str, state: Mapping[str, Any]) -> None:
+    """Write what a strategy wants back in its next round, if anything; before `round.json`."""
+    if state:
+        write_json(
+            folder / STATE_FILE,
+            {"schema": STATE_SCHEMA, "strategy": strategy, "state": dict(state)},
+        )
+
+
+def state_before(rounds: Sequence[RoundResult], strategy: str, number: int) -> Mapping[str, Any]:
+    """Return what a strategy kept when it chose last before round `number`; empty: nothing.
+
+    Raises:
+        InputError: The file of that round is not as `svp select` wrote it.
+    """
+    own = [
+        done
+        for done in rounds
+        if done.number < number and done.receipt["strategy"]["name"] == strategy
+    ]
+    if not own or own[-1].receipt["strategy"].get("state") is None:
+        return {}
+    path = own[-1].folder / STATE_FILE
+    try:
+        stored = json.loads(path.read_text(encoding="utf-8"))
+        state: dict[str, Any] = stored["state"]
+        if state_digest(state) != own[-1].receipt["strategy"]["state"]:
+            raise ValueError("another digest than the round's receipt says")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(
+            f"The state of a strategy must be as `svp select` wrote it. Got {path} "
+            f"({type(error).__name__}: {error}). Restore it."
+        ) from error
+    return state
+
+
+def state_digest(state: Mapping[str, Any]) -> str | None:
+    """Return a digest of a strategy's state; None if it keeps none."""
+    return sha256_hex(canonical_json(dict(state))) if state else None
 
 
 def read_rounds(study: Study) -> list[RoundResult]:
@@ -144,6 +192,7 @@ def write_selection(folder: Path, number: int, strategy: str, picks: tuple[Pick,
             "strategy": strategy,
             "predicted": pick.predicted,
             "confidence": pick.confidence,
+            "probability": pick.probability,
         }
         for pick in picks
     ]
@@ -163,6 +212,7 @@ def write_selection(folder: Path, number: int, strategy: str, picks: tuple[Pick,
             ("strategy", pa.string()),
             ("predicted", pa.string()),
             ("confidence", pa.float64()),
+            ("probability", pa.float64()),
         ]
     )
     raw = io.BytesIO()

@@ -20,12 +20,14 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from feature_store.atomic import write_json
 from svp.errors import InputError
 from svp.progress import Progress, Silent
 from svp.provenance import hardware, now, versions
 from svp.study.config import RefreshSection
-from svp.study.features import read_features, split_rows
+from svp.study.features import read_features, split_rows, standardiser_of
 from svp.study.labels import label_files, labels_digest, read_labels
 from svp.study.options import build_criterion_config, build_refresh_config
 from svp.study.record import RoundResult, read_rounds
@@ -68,24 +70,22 @@ def judge(
     Returns:
         The verdict; None before there are labels.
     """
-    import torch
-
     from svp.alignment import Criterion, class_statistics
-    from svp.proxies import Standardiser
+    from svp.strategies.base import gather
 
     rows = [row for row, key in enumerate(features.ids) if key in labels]
     if not rows:
         return None
     names_L = [labels[features.ids[row]] for row in rows]
     number = {name: place for place, name in enumerate(sorted(set(names_L)))}
-    pool_wide = Standardiser.fit(features.x_Md) if standardiser is None else standardiser
+    pool_wide = standardiser_of(features.x_Md) if standardiser is None else standardiser
     criterion = Criterion(
         build_criterion_config(study.config.refresh),
         general_mean_D=pool_wide.mean_d.cpu().numpy(),
         general_std_D=pool_wide.std_d.cpu().numpy(),
         scores=scores,
     )
-    x_Ld = features.x_Md[torch.tensor(rows)].float().cpu().numpy()
+    x_Ld = gather(features.x_Md, np.asarray(rows)).float().cpu().numpy()
     return criterion.judge(class_statistics(x_Ld, [number[name] for name in names_L]))
 
 

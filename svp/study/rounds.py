@@ -27,7 +27,9 @@ from svp.study.record import (
     read_round,
     read_rounds,
     selection_digest,
+    state_digest,
     write_selection,
+    write_state,
 )
 from svp.study.refresh import judge, make_refresh, refresh_cost, scores_so_far, wants_refresh
 from svp.study.refreshes import encoder_in_force, read_refreshes
@@ -49,7 +51,9 @@ def select(
     params: Mapping[str, Any] | None = None,
     proxy: str | None = None,
     seed: int | None = None,
+    request: str | None = None,
     device: str = "cpu",
+    memory_bytes: int | None = None,
     executor: "Executor | None" = None,
     progress: Progress | None = None,
 ) -> RoundResult:
@@ -65,7 +69,12 @@ def select(
         params: Its parameters; the study's own when `strategy` is the study's too.
         proxy: `linear` or `mlp` instead of the study's.
         seed: Instead of the study's.
+        request: A name for this call. The same name returns the same round, whatever was
+            labelled since: so a scheduler may run it twice.
         device: Where tensors live.
+        memory_bytes: Most that embeddings and strategy may hold together; None: no limit. It
+            never changes what is chosen: a pool that does not fit is read from the store as the
+            strategy goes.
         executor: Whose workers read and score the pool; None: it is read into this process.
             A score chooses the same items, other strategies choose in two rounds and are
             recorded as `approx:hierarchical`.
@@ -83,6 +92,9 @@ def select(
     progress = progress if progress is not None else Silent()
     labels = read_labels(study)
     done = read_rounds(study)
+    for earlier in done:
+        if request is not None and earlier.receipt.get("request") == request:
+            return earlier
     asked = {"budget": budget, "strategy": strategy, "proxy": proxy, "seed": seed}
     if done and _is_open(done[-1], labels):
         _check_same(done[-1], asked)
@@ -99,7 +111,15 @@ def select(
     scan = study.scan(progress=progress)
     clock.lap("scan")
     aligned = _align(
-        study, scan, labels, done, device=device, executor=executor, clock=clock, progress=progress
+        study,
+        scan,
+        labels,
+        done,
+        device=device,
+        executor=executor,
+        clock=clock,
+        progress=progress,
+        unread=memory_bytes is not None,
     )
     encoder_id = aligned.encoder_id
     asking: dict[str, Any] = {
@@ -108,6 +128,8 @@ def select(
         "budget": budget,
         "device": device,
         "clock": clock,
+        "rounds": done,
+        "memory_bytes": memory_bytes,
     }
     if isinstance(aligned.features, ScatteredPool):
         choice = choose_scattered(aligned.features, plan, **asking)
@@ -119,8 +141,10 @@ def select(
         **_receipt(study, plan, choice, scan, encoder_id, labels),
         "refresh": aligned.entry,
         "budget": budget,
+        "request": request,
         "metrics": metrics,
         "device": device,
+        "memory_bytes": memory_bytes,
         "executor": None if executor is None else executor.name,
     }
     folder = study.rounds_dir / f"{plan.number:03d}"
@@ -128,6 +152,7 @@ def select(
         shutil.rmtree(folder)  # a killed run's: without its round.json it never existed
     folder.mkdir(parents=True)
     write_selection(folder, plan.number, choice.name, choice.picks)
+    write_state(folder, choice.name, choice.selection.state)
     if choice.learner.proxy is not None:
         choice.learner.proxy.save(folder / "proxy.safetensors")
     clock.lap("write")
@@ -153,6 +178,7 @@ def _align(
     executor: "Executor | None",
     clock: Clock,
     progress: Progress,
+    unread: bool,
 ) -> _Aligned:
     """Judge the features in force and refresh them if the study is set to do so by itself."""
     rows = split_rows(scan.pool)["train"]
@@ -161,7 +187,7 @@ def _align(
 
     def read(encoder_id: str) -> "Features | ScatteredPool":
         if executor is None:
-            return read_features(study, store, scan.pool, encoder_id, rows)
+            return read_features(study, store, scan.pool, encoder_id, rows, unread=unread)
         return open_scattered(
             executor, study, scan.pool, encoder_id, device=device, progress=progress
         )
@@ -248,6 +274,7 @@ def replay(
         "budget": receipt["budget"],
         "device": device,
         "clock": Clock(),
+        "rounds": done,
     }
     plan, encoder_id = plan_of_receipt(receipt), receipt["encoder"]["id"]
     if receipt["strategy"]["exactness"] == HIERARCHICAL:
@@ -341,6 +368,8 @@ def _receipt(
             "exactness": choice.selection.exactness,
             "counters": dict(choice.selection.counters),
             "uses_oracle": reads_labels(choice.strategy),
+            "wrapping": plan.wrapping.table(),
+            "state": state_digest(choice.selection.state),
         },
         "proxy": {
             "kind": plan.proxy_kind,

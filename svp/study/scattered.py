@@ -24,6 +24,7 @@ from svp.study.choice import Choice, Clock, Plan, _picks
 from svp.study.features import Features, split_rows
 from svp.study.learner import Learner, codes, fit_learner
 from svp.study.located import Located, RowReader, TableAddress, locate
+from svp.study.record import RoundResult
 from svp.study.study import Study
 
 if TYPE_CHECKING:
@@ -140,6 +141,8 @@ def choose_scattered(
     budget: int,
     device: str,
     clock: Clock,
+    rounds: Sequence[RoundResult] = (),
+    memory_bytes: int | None = None,
     part_rows: int | None = None,
 ) -> Choice:
     """Choose `budget` items; see `svp.study.choice.choose`.
@@ -152,16 +155,26 @@ def choose_scattered(
         budget: How many to choose.
         device: Where the proxy is fitted.
         clock: Takes the time of each stage.
+        rounds: Not used: a strategy that keeps state starts afresh on workers.
+        memory_bytes: Must be None: workers hold a part each, whatever the cap.
         part_rows: Candidates of a task; decides the choice of strategies that are not scores.
 
     Raises:
-        InputError: The budget exceeds the candidates.
+        InputError: The budget exceeds the candidates, or something is asked that needs the whole
+            pool in one process.
         TemporaryError: Workers were lost again and again.
     """
     import torch
 
     from svp.strategies.keys import hash_keys, keys_of
 
+    del rounds
+    asked = [*plan.wrapping.table(), *(["--memory"] if memory_bytes is not None else [])]
+    if asked:
+        raise InputError(
+            "A selection on several workers must do without what needs the whole pool in one "
+            f"process. Got {', '.join(asked)}. Leave --dask out, or these."
+        )
     executor, address, located_M = pool.executor, pool.address, pool.located_M
     ids, progress = pool.ids, pool.progress
     labelled_L, candidates_U = _sides(

@@ -30,7 +30,12 @@ from svp.study.curves import (
     penalties,
     result_rows,
 )
-from svp.study.options import build_named_strategy, build_proxy_config, proxy_section
+from svp.study.options import (
+    build_named_strategy,
+    build_proxy_config,
+    build_wrapping,
+    proxy_section,
+)
 from svp.study.study import Study
 from svp.study.tables import to_table
 
@@ -61,9 +66,13 @@ def simulate(
     config: SimulationConfig,
     *,
     device: str = "cpu",
+    memory_bytes: int | None = None,
     progress: Progress | None = None,
 ) -> SimulationResult:
     """Run every cell that is not on disk yet, and summarise all of them.
+
+    What `[strategy]` puts around a strategy is around all of them but random, the yardstick.
+    `memory_bytes` caps what embeddings and a strategy hold together, and changes no result.
 
     Raises:
         InputError: The source has no labels, embeddings are missing, a strategy is unknown, or
@@ -71,19 +80,25 @@ def simulate(
     """
     progress = progress if progress is not None else Silent()
     names = tuple(dict.fromkeys(("random", *config.strategies)))
+    wrapping = build_wrapping(study.config.strategy)
     strategies = {
-        name: build_named_strategy(name, _params(study.config, config, name)) for name in names
+        name: build_named_strategy(
+            name, _params(study.config, config, name), None if name == "random" else wrapping
+        )
+        for name in names
     }
     proxies = {
         kind: build_proxy_config(proxy_section(study.config, kind)) for kind in config.proxies
     }
-    stage = prepare(study, config, device, progress)
+    stage = prepare(study, config, device, progress, memory_bytes)
     document = {
         "simulation": to_table(config),
         "strategies": {name: dict(_params(study.config, config, name)) for name in names},
         "proxies": {kind: dataclasses.asdict(proxy) for kind, proxy in proxies.items()},
         **stage.identity,
     }
+    if wrapping.table():
+        document["wrapping"] = wrapping.table()
     folder = study.simulation_dir / sha256_hex(canonical_json(document))[:12]
     wanted = [(n, k, s) for s in config.seeds for k in config.proxies for n in names]
     cells: list[Cell] = []
