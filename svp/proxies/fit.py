@@ -1,14 +1,18 @@
 """Fitting a proxy of whichever kind its configuration names."""
 
+from collections.abc import Sequence
+
 import torch
 
 from svp.errors import InputError
-from svp.proxies.linear import LinearConfig, fit_linear
+from svp.proxies.gradient import StoredViews, fit_network
+from svp.proxies.linear import LinearConfig, LinearProxy, fit_linear
 from svp.proxies.mlp import MLPConfig, fit_mlp
+from svp.proxies.network import NetworkConfig
 from svp.proxies.proxy import Proxy
 from svp.proxies.standardiser import Standardiser
 
-ProxyConfig = LinearConfig | MLPConfig
+ProxyConfig = LinearConfig | MLPConfig | NetworkConfig
 
 
 def fit_proxy(
@@ -20,6 +24,10 @@ def fit_proxy(
     standardiser: Standardiser,
     seed: int,
     device: torch.device | str = "cpu",
+    start: Proxy | None = None,
+    start_classes: Sequence[int] | None = None,
+    views: StoredViews | None = None,
+    validation: tuple[torch.Tensor, torch.Tensor] | None = None,
 ) -> Proxy:
     """Train a proxy on labelled embeddings.
 
@@ -31,6 +39,12 @@ def fit_proxy(
         standardiser: Of the whole pool.
         seed: Decides initialisation and order; the linear proxy needs none.
         device: Where to train; the proxy stays there.
+        start: The last round's proxy on the same features. Only the linear proxy uses it: it
+            reaches the same optimum sooner. Others start afresh, as published.
+        start_classes: Number here of each class of `start`, -1 where it is gone; None: the same.
+        views: Stored views, for semi-supervised network proxies.
+        validation: Raw embeddings and classes for early stopping of network proxies, instead of
+            a share of the labels.
 
     Raises:
         InputError: If there are no rows, or shapes or classes do not fit together.
@@ -56,5 +70,24 @@ def fit_proxy(
     y_L = y_L.to(device=device, dtype=torch.int64)
     standardiser = standardiser.to(device)
     if isinstance(config, LinearConfig):
-        return fit_linear(x_Ld, y_L, n_classes, config, standardiser=standardiser)
+        return fit_linear(
+            x_Ld,
+            y_L,
+            n_classes,
+            config,
+            standardiser=standardiser,
+            start=start if isinstance(start, LinearProxy) else None,
+            start_classes=start_classes,
+        )
+    if isinstance(config, NetworkConfig):
+        return fit_network(
+            x_Ld,
+            y_L,
+            n_classes,
+            config,
+            standardiser=standardiser,
+            seed=seed,
+            views=views,
+            validation=validation,
+        )
     return fit_mlp(x_Ld, y_L, n_classes, config, standardiser=standardiser, seed=seed)

@@ -1,31 +1,25 @@
 """The linear proxy: multinomial logistic regression, solved to its optimum.
 
-Minimises mean cross-entropy + l2/2 ||W||^2 over W and an unpenalised bias by L-BFGS (Nocedal
-1980, "Updating quasi-Newton matrices with limited storage"). Because the logits are linear in the
-parameters, the logits along a search direction are known from one matrix product; the line search
-is then a one-dimensional Newton iteration on the logits alone, so an iteration costs exactly two
-products with the data: one forward, one for the gradient.
+The problem is convex, so a start from the last round's solution changes the time it takes and not
+where it ends (`svp.proxies.logistic` solves it).
 
-Shapes: L = labelled rows, K = classes with a label, C = all classes, d = features, m = pairs kept.
+Shapes: L = labelled rows, K = classes with a label, C = all classes, d = features, D = d + 1.
 """
 
 import dataclasses
-from typing import Any, ClassVar, Final
+from collections.abc import Sequence
+from typing import Any, ClassVar, Final, Literal
 
 import torch
 
 from svp.errors import InputError
+from svp.proxies.logistic import solve
 from svp.proxies.proxy import FitReport, Head, Proxy, affine
+from svp.proxies.regularisation import choose_l2
 from svp.proxies.standardiser import Standardiser
 
 # exp(-1e4) is exactly 0 in float32, and finite, so that no 0 * inf can arise downstream.
 ABSENT_LOGIT: Final = -1.0e4
-_PAIRS: Final = 10
-_LINE_STEPS: Final = 4
-_FRESH: Final = 25
-_NO_MOVE: Final = 1e-8
-# A line search need not be finer: the next direction corrects what is left.
-_CLOSE: Final = 0.5
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -34,17 +28,24 @@ class LinearConfig:
 
     Attributes:
         l2: Weight of ||W||^2 / 2 beside the mean cross-entropy, on standardised features. In
-            scikit-learn's terms C = 1 / (l2 * L).
+            scikit-learn's terms C = 1 / (l2 * L). `auto` chooses it by five-fold cross-validation
+            on the labels (`svp.proxies.regularisation`); the report says which it was.
         tolerance: Stop when the gradient norm has fallen to this share of the norm at the start.
         max_iterations: Give up after this many; the report then says `converged = False`.
+        warm_start: Whether a study starts each round from the last round's solution. The optimum
+            is the same; within the tolerance, the digits are not.
     """
 
-    l2: float = 0.01
+    l2: float | Literal["auto"] = 0.01
     tolerance: float = 1e-4
     max_iterations: int = 500
+    warm_start: bool = False
 
     def __post_init__(self) -> None:
-        if not 0.0 < self.l2 < float("inf"):
+        if isinstance(self.l2, str):
+            if self.l2 != "auto":
+                raise InputError(f"l2 must be a number or auto. Got {self.l2!r}. Correct it.")
+        elif not 0.0 < self.l2 < float("inf"):
             raise InputError(
                 f"l2 must be positive. Got {self.l2}. Without it separable labels have no optimum; "
                 "use a small value such as 1e-6."
@@ -104,6 +105,8 @@ def fit_linear(
     config: LinearConfig,
     *,
     standardiser: Standardiser,
+    start: LinearProxy | None = None,
+    start_classes: Sequence[int] | None = None,
 ) -> LinearProxy:
     """Fit the linear proxy; the optimum is unique, so no seed is needed.
 
@@ -116,6 +119,11 @@ def fit_linear(
         n_classes: C.
         config: Settings.
         standardiser: Of the pool.
+        start: A solution to start from, on the same features; its standardiser may differ.
+        start_classes: Number here of each class of `start`, -1 where it is gone; None: the same.
+
+    Raises:
+        InputError: If `start` has other dimensions, or `start_classes` does not fit it.
     """
     device = x_Ld.device
     seen_K, y_index_L = torch.unique(y_L, return_inverse=True)
@@ -134,159 +142,74 @@ def fit_linear(
         )
     else:
         with torch.no_grad():
-            theta_KD, report = _solve(standardiser(x_Ld), y_index_L, len(seen_K), config)
-        weight_Cd[seen_K] = theta_KD[:, :-1]
-        bias_C[seen_K] = theta_KD[:, -1]
+            z_Ld = standardiser(x_Ld)
+            start_KD = None
+            if start is not None:
+                start_KD = _start(start, start_classes, y_index_L, seen_K, n_classes, standardiser)
+            l2 = config.l2
+            if isinstance(l2, str):
+                l2 = choose_l2(z_Ld, y_index_L, len(seen_K))
+            solution = solve(
+                z_Ld,
+                y_index_L,
+                len(seen_K),
+                l2=l2,
+                tolerance=config.tolerance,
+                max_iterations=config.max_iterations,
+                start_KD=start_KD,
+            )
+        weight_Cd[seen_K] = solution.theta_KD[:, :-1]
+        bias_C[seen_K] = solution.theta_KD[:, -1]
+        report = FitReport(
+            rows=len(y_L),
+            classes_seen=len(seen_K),
+            constant=None,
+            steps=solution.steps,
+            converged=solution.converged,
+            loss=solution.loss,
+            gradient=solution.gradient,
+            l2=l2 if config.l2 == "auto" else None,
+        )
     head = Head(weight_Cd=weight_Cd, bias_C=bias_C)
     return LinearProxy(standardiser.to(device), head, report, config)
 
 
-class _Objective:
-    """Mean cross-entropy + l2/2 ||W||^2 with theta = [W | bias], (K, d + 1).
+def _start(
+    start: LinearProxy,
+    start_classes: Sequence[int] | None,
+    y_index_L: torch.Tensor,
+    seen_K: torch.Tensor,
+    n_classes: int,
+    standardiser: Standardiser,
+) -> torch.Tensor:
+    """Return another proxy's solution as [W | bias] of the classes seen here, (K, D).
 
-    Logits are kept one class per row: sums over classes then run along whole vectors of items,
-    which is many times faster for few classes, and products need no transposed copies.
+    It is carried over to this standardiser; a class it does not know starts at weight 0.
     """
-
-    def __init__(self, x_Ld: torch.Tensor, y_L: torch.Tensor, k: int, l2: float) -> None:
-        self.x_Ld = x_Ld
-        self.onehot_KL = torch.zeros(k, len(x_Ld), device=x_Ld.device)
-        self.onehot_KL.scatter_(0, y_L[None, :], 1.0)
-        self.l2 = l2
-
-    def logits(self, theta_KD: torch.Tensor) -> torch.Tensor:
-        return torch.addmm(theta_KD[:, -1:], theta_KD[:, :-1], self.x_Ld.T)
-
-    def gradient(self, theta_KD: torch.Tensor, z_KL: torch.Tensor) -> torch.Tensor:
-        residual_KL = z_KL.softmax(dim=0).sub_(self.onehot_KL).div_(z_KL.shape[1])
-        gradient_KD = torch.empty_like(theta_KD)
-        gradient_KD[:, :-1] = torch.addmm(theta_KD[:, :-1], residual_KL, self.x_Ld, beta=self.l2)
-        gradient_KD[:, -1] = residual_KL.sum(dim=1)
-        return gradient_KD
-
-    def value(self, theta_KD: torch.Tensor, z_KL: torch.Tensor) -> float:
-        loss_L = torch.logsumexp(z_KL, dim=0) - (z_KL * self.onehot_KL).sum(dim=0)
-        penalty = theta_KD[:, :-1].square().sum(dtype=torch.float64)
-        return float(loss_L.mean(dtype=torch.float64) + 0.5 * self.l2 * penalty)
-
-    def best_step(
-        self,
-        theta_KD: torch.Tensor,
-        z_KL: torch.Tensor,
-        direction_KD: torch.Tensor,
-        dz_KL: torch.Tensor,
-    ) -> float:
-        """Return the step that minimises the objective along a direction.
-
-        The objective is convex along the line; Newton steps are kept inside the bracket that the
-        signs of the slope have established.
-        """
-        w_direction = direction_KD[:, :-1]
-        rows = z_KL.shape[1]
-        penalty_slope, penalty_curve, target = torch.stack(
-            [
-                (theta_KD[:, :-1] * w_direction).sum(dtype=torch.float64),
-                w_direction.square().sum(dtype=torch.float64),
-                (dz_KL * self.onehot_KL).sum(dtype=torch.float64) / rows,
-            ]
-        ).tolist()
-        low, high, step = 0.0, float("inf"), 1.0
-        for _ in range(_LINE_STEPS):
-            p_KL = torch.add(z_KL, dz_KL, alpha=step).softmax(dim=0)
-            weighted_KL = p_KL.mul_(dz_KL)
-            mean_L = weighted_KL.sum(dim=0)
-            slope, curve = torch.stack(
-                [
-                    mean_L.sum(dtype=torch.float64),
-                    (weighted_KL * dz_KL).sum(dtype=torch.float64)
-                    - mean_L.square().sum(dtype=torch.float64),
-                ]
-            ).tolist()
-            slope = slope / rows - target + self.l2 * (penalty_slope + step * penalty_curve)
-            curve = curve / rows + self.l2 * penalty_curve
-            if slope > 0:
-                high = step
-            else:
-                low = step
-            move = -slope / max(curve, 1e-30)
-            if abs(move) <= _CLOSE * step:
-                return step + move if low <= step + move <= high else step
-            proposal = step + move
-            if not low < proposal < high:
-                proposal = 0.5 * (low + high) if high < float("inf") else 2.0 * step
-            step = min(proposal, 8.0 * step)
-        return step
-
-
-def _solve(
-    x_Ld: torch.Tensor, y_L: torch.Tensor, k: int, config: LinearConfig
-) -> tuple[torch.Tensor, FitReport]:
-    objective = _Objective(x_Ld, y_L, k, config.l2)
-    theta = torch.zeros(k, x_Ld.shape[1] + 1, device=x_Ld.device)
-    # The optimum for W = 0; its mean is removed because adding a constant changes nothing.
-    start = torch.log(objective.onehot_KL.mean(dim=1))
-    theta[:, -1] = start - start.mean()
-    z = theta[:, -1:].expand(-1, len(x_Ld)).contiguous()
-    gradient = objective.gradient(theta, z)
-    first_norm = norm = float(gradient.norm())
-    pairs: list[_Pair] = []
-    steps = 0
-    while norm > config.tolerance * first_norm and steps < config.max_iterations:
-        direction = _two_loop(gradient, pairs)
-        if pairs and float(torch.dot(direction.flatten(), gradient.flatten())) >= 0:
-            # Rounding has spoilt the memory; a descent direction is always at hand.
-            pairs, direction = [], -gradient
-        dz = objective.logits(direction)
-        step = objective.best_step(theta, z, direction, dz)
-        move = step * direction
-        theta = theta + move
-        steps += 1
-        # The running sum of logits drifts by rounding; start it afresh now and then.
-        z = z.add_(dz, alpha=step) if steps % _FRESH else objective.logits(theta)
-        previous, gradient = gradient, objective.gradient(theta, z)
-        change = gradient - previous
-        norm, curvature, length = torch.stack(
-            [gradient.norm(), torch.dot(move.flatten(), change.flatten()), move.norm()]
-        ).tolist()
-        if curvature > 0:
-            pairs = [*pairs[1 - _PAIRS :], _Pair(move, change, curvature)]
-        if length <= _NO_MOVE * float(theta.norm()):
-            # Float32 resolves no better point; the report says how far this one is.
-            break
-    relative = norm / first_norm if first_norm > 0 else 0.0
-    report = FitReport(
-        rows=len(y_L),
-        classes_seen=k,
-        constant=None,
-        steps=steps,
-        converged=relative <= config.tolerance,
-        loss=objective.value(theta, z),
-        gradient=relative,
-    )
-    return theta, report
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class _Pair:
-    """A step, the change of the gradient along it, and their inner product."""
-
-    move_KD: torch.Tensor
-    change_KD: torch.Tensor
-    curvature: float
-
-
-def _two_loop(gradient_KD: torch.Tensor, pairs: list[_Pair]) -> torch.Tensor:
-    """Return minus the L-BFGS inverse Hessian times the gradient."""
-    shape = gradient_KD.shape
-    direction = -gradient_KD.flatten()
-    weights = []
-    for pair in reversed(pairs):
-        weight = torch.dot(pair.move_KD.flatten(), direction) / pair.curvature
-        direction -= weight * pair.change_KD.flatten()
-        weights.append(weight)
-    if pairs:
-        direction *= pairs[-1].curvature / pairs[-1].change_KD.square().sum()
-    for pair, weight in zip(pairs, reversed(weights), strict=True):
-        back = torch.dot(pair.change_KD.flatten(), direction) / pair.curvature
-        direction += (weight - back) * pair.move_KD.flatten()
-    return direction.reshape(shape)
+    numbers = range(start.n_classes) if start_classes is None else start_classes
+    known = [number for number in numbers if number >= 0]
+    if (
+        start.standardiser.dim != standardiser.dim
+        or len(numbers) != start.n_classes
+        or len(set(known)) != len(known)
+        or max(known, default=-1) >= n_classes
+    ):
+        raise InputError(
+            f"start must be a proxy on the same {standardiser.dim} features, with a number in "
+            f"[0, {n_classes}) or -1 for each of its classes, none twice. Got "
+            f"{start.standardiser.dim} features, {start.n_classes} classes and {list(numbers)}. "
+            "Start without it."
+        )
+    device = seen_K.device
+    mean_d, std_d = standardiser.mean_d.to(device), standardiser.std_d.to(device)
+    raw_Cd = start.head.weight_Cd.to(device) / start.standardiser.std_d.to(device)
+    bias_C = start.head.bias_C.to(device) + raw_Cd @ (mean_d - start.standardiser.mean_d.to(device))
+    # Absent classes carry the logit of probability 0, which no optimum would start from.
+    fitted_C = start.head.bias_C.to(device) > 0.5 * ABSENT_LOGIT
+    count_K = torch.bincount(y_index_L, minlength=len(seen_K)).float()
+    theta_CD = torch.zeros(n_classes, standardiser.dim + 1, device=device)
+    theta_CD[seen_K, -1] = count_K.log() - count_K.log().mean()
+    number_C = torch.tensor(list(numbers), device=device)
+    used_C = fitted_C & (number_C >= 0)
+    theta_CD[number_C[used_C]] = torch.cat([raw_Cd * std_d, bias_C[:, None]], dim=1)[used_C]
+    return theta_CD[seen_K]

@@ -53,6 +53,8 @@ class FitReport:
         converged: Whether the stopping rule was met; None where training runs a fixed length.
         loss: Final training objective; NaN where it is not tracked.
         gradient: Norm of the gradient at the end, relative to the start; NaN likewise.
+        validation_rows: Labelled rows that were held out, beside `rows`.
+        l2: The regularisation that was used, where it was chosen on the labels.
     """
 
     rows: int
@@ -62,13 +64,15 @@ class FitReport:
     converged: bool | None
     loss: float
     gradient: float
+    validation_rows: int = 0
+    l2: float | None = None
 
 
 class Proxy(abc.ABC):
     """A trained head. Takes raw embeddings of any floating dtype; computes in float32.
 
     Attributes:
-        kind: `linear` or `mlp`.
+        kind: `linear`, `mlp` or `network`.
         standardiser: Of the pool it was trained for.
         head: The last layer.
         report: What the fit did.

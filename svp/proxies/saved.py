@@ -11,6 +11,7 @@ import torch
 from svp.errors import InputError
 from svp.proxies.linear import LinearConfig, LinearProxy
 from svp.proxies.mlp import HiddenLayer, MLPConfig, MLPProxy
+from svp.proxies.network import Members, NetworkConfig, NetworkProxy
 from svp.proxies.proxy import FORMAT, FitReport, Head, Proxy
 from svp.proxies.standardiser import Standardiser
 
@@ -41,12 +42,21 @@ def _proxy(described: dict[str, Any], tensors: dict[str, torch.Tensor]) -> Proxy
     standardiser = Standardiser(
         mean_d=tensors["standardiser.mean"], std_d=tensors["standardiser.std"]
     )
-    head = Head(weight_Cd=tensors["head.weight"], bias_C=tensors["head.bias"])
     numbers: dict[str, Any] = {
         name: math.nan if value is None and name in ("loss", "gradient") else value
         for name, value in described["report"].items()
     }
     report = FitReport(**numbers)
+    if described["kind"] == NetworkProxy.kind:
+        members = Members.of_tensors(
+            {
+                name.removeprefix("members."): value
+                for name, value in tensors.items()
+                if name.startswith("members.")
+            }
+        )
+        return NetworkProxy(standardiser, members, report, NetworkConfig(**described["config"]))
+    head = Head(weight_Cd=tensors["head.weight"], bias_C=tensors["head.bias"])
     if described["kind"] == LinearProxy.kind:
         return LinearProxy(standardiser, head, report, LinearConfig(**described["config"]))
     layer = HiddenLayer(

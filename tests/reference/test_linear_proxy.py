@@ -181,3 +181,76 @@ def test_the_standardiser_gives_mean_zero_and_deviation_one() -> None:
     for broken in (x[:0], torch.tensor([[1.0, torch.nan]])):
         with pytest.raises(InputError):
             Standardiser.fit(broken)
+
+
+def test_a_warm_start_reaches_the_same_optimum_sooner() -> None:
+    x, y = _task(400, 20, 5)
+    config = LinearConfig(l2=1e-2, tolerance=1e-5)
+    # The last round: fewer labels, other numbers for its classes, one class unknown, another pool.
+    old_number = torch.tensor([3, 0, 4, 1, -1])
+    few = torch.arange(380)[old_number[y[:380]] >= 0]
+    last = _fit(x[few], old_number[y[few]], 5, config, Standardiser.fit(x[:300]))
+    assert isinstance(last, LinearProxy)
+    scale = Standardiser.fit(x)
+    cold = _fit(x, y, 5, config, scale)
+    warm = fit_proxy(
+        x, y, 5, config, standardiser=scale, seed=0, start=last, start_classes=[1, 3, -1, 0, 2]
+    )
+    assert warm.report.converged
+    assert (warm.predict_proba(x) - cold.predict_proba(x)).abs().max() < 1e-3
+    again = fit_proxy(
+        x, y, 5, config, standardiser=scale, seed=0, start=cold, start_classes=range(5)
+    )
+    assert again.report.steps <= 1
+    assert cold.report.steps > 5
+    with pytest.raises(InputError, match="start must be"):
+        fit_proxy(x, y, 5, config, standardiser=scale, seed=0, start=last, start_classes=[0, 1])
+
+
+def test_a_useless_start_is_not_used() -> None:
+    x, y = _task(200, 10, 3)
+    config = LinearConfig()
+    cold = _fit(x, y, 3, config)
+    cold.head.weight_Cd.mul_(-1e3)
+    warm = fit_proxy(x, y, 3, config, standardiser=Standardiser.fit(x), seed=0, start=cold)
+    assert warm.report.converged
+    assert torch.equal(warm.logits(x), _fit(x, y, 3, config).logits(x))
+
+
+def test_automatic_regularisation_is_the_best_of_scikit_learns_cross_validation() -> None:
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.metrics import log_loss
+
+    from svp.proxies.regularisation import FOLDS, LADDER, folds
+
+    x, y = _task(150, 25, 3)
+    y[::4] = (y[::4] + 1) % 3  # wrong labels, so that too weak a penalty costs something
+    proxy = _fit(x, y, 3, LinearConfig(l2="auto"))
+    assert proxy.report.l2 in LADDER
+    z = Standardiser.fit(x)(x).double().numpy()
+    fold = folds(y, FOLDS).numpy()
+    losses = {}
+    for l2 in LADDER[:6]:
+        total = 0.0
+        for number in range(FOLDS):
+            train, held = fold != number, fold == number
+            model = LogisticRegression(C=1 / (l2 * len(y)), tol=1e-6, max_iter=5000)
+            model.fit(z[train], y.numpy()[train])
+            total += log_loss(
+                y.numpy()[held], model.predict_proba(z[held]), normalize=False, labels=[0, 1, 2]
+            )
+        losses[l2] = total
+    assert losses[proxy.report.l2] <= 1.002 * min(losses.values())
+    same = _fit(x, y, 3, LinearConfig(l2=proxy.report.l2))
+    assert torch.equal(same.logits(x), proxy.logits(x))
+
+
+@pytest.mark.parametrize("labels", [[0, 1], [0, 1, 2], [0, 0, 1], [0, 0, 0, 1, 1, 2]])
+def test_automatic_regularisation_survives_very_few_labels(labels: list[int]) -> None:
+    x, _ = _task(10, 8, 2)
+    y = torch.tensor(labels)
+    proxy = _fit(x[: len(y)], y, 3, LinearConfig(l2="auto"), Standardiser.fit(x))
+    assert torch.isfinite(proxy.logits(x)).all()
+    assert proxy.report.l2 is not None
+    with pytest.raises(InputError, match="number or auto"):
+        LinearConfig(l2="automatic")  # type: ignore[arg-type]
