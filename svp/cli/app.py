@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from svp import __version__
-from svp.cli import catalog, embedding, labelling, pool, reading, refresh, training, upkeep
+from svp.cli import catalog, curves, embedding, labelling, pool, reading, refresh, training, upkeep
 
 app = typer.Typer(
     name="svp",
@@ -50,6 +50,7 @@ app.add_typer(labelling.labels_app, name="labels")
 app.command("refresh")(refresh.refresh)
 app.command("finetune")(training.finetune)
 app.command("simulate")(training.simulate)
+app.command("curves")(curves.curves)
 app.command("report")(reading.report)
 app.command("pretrain")(training.pretrain)
 app.add_typer(upkeep.store_app, name="store")

@@ -38,9 +38,9 @@ class Efficiency:
 
 
 def labelling_efficiency(
-    sizes_R: Sequence[int],
+    sizes_R: Sequence[float],
     accuracies_R: Sequence[float],
-    random_sizes_R: Sequence[int],
+    random_sizes_R: Sequence[float],
     random_R: Sequence[float],
     target: float,
     *,
@@ -70,7 +70,7 @@ def labelling_efficiency(
 
 
 def labels_to_match(
-    sizes_R: Sequence[int], accuracies_R: Sequence[float], random_R: Sequence[float]
+    sizes_R: Sequence[float], accuracies_R: Sequence[float], random_R: Sequence[float]
 ) -> tuple[float, str | None]:
     """Return the labels with which a strategy meets random's last recorded accuracy.
 
@@ -83,7 +83,7 @@ def labels_to_match(
 
 
 def _fewest(
-    sizes_R: Sequence[int], accuracies_R: Sequence[float], target: float, reading: Reading
+    sizes_R: Sequence[float], accuracies_R: Sequence[float], target: float, reading: Reading
 ) -> tuple[float, str | None]:
     labels, censored = RandomCurve(sizes_R, accuracies_R).labels_for(target)
     if reading == "recorded" and censored is None:

@@ -67,7 +67,7 @@ class RandomCurve:
 
     def __init__(
         self,
-        sizes_R: Sequence[int] | Sequence[float],
+        sizes_R: Sequence[float],
         accuracies_R: Sequence[float],
         *,
         smoothing: Smoothing = "max",
