@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from svp import __version__
-from svp.cli import catalog, curves, embedding, labelling, pool, reading, refresh, training, upkeep
+from svp.cli import catalog, curves, embedding, labelling, pool, reading, refresh, training, upkeep, waiting
 
 app = typer.Typer(
     name="svp",
@@ -46,7 +46,7 @@ app.command("init")(embedding.init)
 app.command("embed")(embedding.embed)
 app.add_typer(pool.pool_app, name="pool")
 app.command("select")(labelling.select)
-app.add_typer(labelling.labels_app, name="labels")
+app.add_typer(waiting.labels_app, name="labels")
 app.command("refresh")(refresh.refresh)
 app.command("finetune")(training.finetune)
 app.command("simulate")(training.simulate)
