@@ -3,10 +3,12 @@
 Numbers are drawn where the source lives and then moved. A CPU generator therefore gives the
 same views on every device, and masks drawn with it never make an accelerator wait.
 
-A source is a `torch.Generator`, one stream for a batch, or `ImageDraws`, one stream for every
-image: then an image's numbers do not depend on who else is in the batch.
+A source is a `torch.Generator`, one stream for a batch; or `ShareDraws`, the numbers of some
+images of such a batch; or `ImageDraws`, one stream for every image: then an image's numbers do not
+depend on who else is in the batch.
 """
 
+import dataclasses
 import hashlib
 from collections.abc import Sequence
 from typing import Final
@@ -53,7 +55,31 @@ class ImageDraws:
         return self._number_BM[:, start : self._drawn]
 
 
-Source = torch.Generator | ImageDraws
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class ShareDraws:
+    """The numbers that some images get from a generator that draws for a whole batch.
+
+    Attributes:
+        generator: Moves on as if for all images, so that all shares stay in step.
+        start: First image of the share.
+        total: Images of the whole batch.
+    """
+
+    generator: torch.Generator
+    start: int
+    total: int
+
+    @property
+    def device(self) -> torch.device:
+        """Where the generator draws."""
+        return self.generator.device
+
+    def whole(self, shape: Sequence[int], images: int) -> tuple[int, ...]:
+        """Return `shape` with the axis `images` as long as the whole batch."""
+        return (*shape[:images], self.total, *shape[images + 1 :])
+
+
+Source = torch.Generator | ShareDraws | ImageDraws
 """Where random numbers come from."""
 
 
@@ -63,6 +89,9 @@ def home(source: Source) -> torch.device:
 
 
 def _fractions(shape: Sequence[int], source: Source, images: int) -> torch.Tensor:
+    if isinstance(source, ShareDraws):
+        drawn = _fractions(source.whole(shape, images), source.generator, images)
+        return drawn.narrow(images, source.start, shape[images])
     if not isinstance(source, ImageDraws):
         return torch.rand(*shape, generator=source, device=source.device)
     others = [size for axis, size in enumerate(shape) if axis != images]
@@ -108,6 +137,14 @@ def integers(
     if isinstance(generator, ImageDraws):
         # In float64 the product is exact, so it stays below `high`.
         drawn = (_fractions(shape, generator, images).double() * high).long()
+    elif isinstance(generator, ShareDraws):
+        whole = torch.randint(
+            high,
+            generator.whole(shape, images),
+            generator=generator.generator,
+            device=generator.device,
+        )
+        drawn = whole.narrow(images, generator.start, shape[images])
     else:
         drawn = torch.randint(high, tuple(shape), generator=generator, device=generator.device)
     return drawn.to(device, non_blocking=True)

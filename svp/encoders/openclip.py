@@ -9,6 +9,7 @@ Two silent errors of other tools are refused here: preprocessing that is not the
 (weights from a file carry none), and an activation other than the one they were trained with.
 """
 
+import dataclasses
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -175,16 +176,27 @@ def _tower_state(path: Path, tower: ImageTower) -> dict[str, torch.Tensor]:
     return visual or {f"visual.{n}": v for n, v in state.items()}
 
 
-def load(spec: EncoderSpec, *, offline: bool | None, progress: Progress) -> Loaded:
-    """Load the image tower that `spec` names.
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class _Found:
+    """What a spec names, before anything is downloaded.
 
-    Raises:
-        InputError: Unknown model or tag, weights that do not fit, or weights not at hand offline.
-        TemporaryError: A download failed.
+    Attributes:
+        config: open_clip's description of the model.
+        values: Of the tag or the folder: preprocessing, and where published weights are.
+        weights: The file, if it is at hand.
+        quick_gelu: The activation the weights were trained with, not the one that the model's
+            name implies.
     """
+
+    config: dict[str, Any]
+    values: dict[str, Any]
+    weights: Path | None
+    quick_gelu: bool
+
+
+def _find(spec: EncoderSpec) -> _Found:
     import open_clip
 
-    source: dict[str, Any] = {"spec": spec.text}
     weights = spec.path
     activation: bool | None = None
     values: dict[str, Any]
@@ -209,15 +221,45 @@ def load(spec: EncoderSpec, *, offline: bool | None, progress: Progress) -> Load
     if spec.pretrained is not None:
         values = _tag_config(spec.model, spec.pretrained)
         activation = bool(values.get("quick_gelu", False))
-        source["pretrained"] = spec.pretrained
     elif not values:
         values = _shared_preprocessing(spec.model, bool(config.get("quick_gelu", False)))
+    quick_gelu = bool(config.get("quick_gelu", False)) if activation is None else activation
+    return _Found(config=config, values=values, weights=weights, quick_gelu=quick_gelu)
+
+
+def described(
+    spec: EncoderSpec, *, offline: bool | None, progress: Progress
+) -> tuple[dict[str, Any], bool, Path]:
+    """Return the configuration, the activation (QuickGELU or not) and the file of weights.
+
+    Raises:
+        InputError: See `load`.
+        TemporaryError: A download failed.
+    """
+    found = _find(spec)
+    weights = found.weights
+    if weights is None:
+        weights = _published(found.values, what=spec.text, offline=offline, progress=progress)
+    return found.config, found.quick_gelu, weights
+
+
+def load(spec: EncoderSpec, *, offline: bool | None, progress: Progress) -> Loaded:
+    """Load the image tower that `spec` names.
+
+    Raises:
+        InputError: Unknown model or tag, weights that do not fit, or weights not at hand offline.
+        TemporaryError: A download failed.
+    """
+    source: dict[str, Any] = {"spec": spec.text}
+    found = _find(spec)
+    if spec.pretrained is not None:
+        source["pretrained"] = spec.pretrained
+    config, values, weights = found.config, found.values, found.weights
     architecture = {
         "family": "open_clip",
         "embed_dim": config["embed_dim"],
         "vision": config["vision_cfg"],
-        # The activation the weights were trained with, not the one the model's name implies.
-        "quick_gelu": bool(config.get("quick_gelu", False)) if activation is None else activation,
+        "quick_gelu": found.quick_gelu,
     }
     what = f"open_clip:{spec.model or spec.path}"
     try:

@@ -35,6 +35,7 @@ class FinetuneData:
         unlabelled_rows: Rows FlexMatch may use; ignored by supervised training.
         held_out_rows: Rows to evaluate on. Neither labelled nor unlabelled.
         held_out_labels_E: Their classes.
+        images_sha256: Digest of the images, where it is known without reading them all.
         known_labels_N: True classes of all N images, -1 where unknown, for simulations. Only
             reported against, never trained on.
     """
@@ -48,6 +49,7 @@ class FinetuneData:
     held_out_rows: Int64Array = dataclasses.field(default_factory=_none)
     held_out_labels_E: Int64Array = dataclasses.field(default_factory=_none)
     known_labels_N: Int64Array | None = None
+    images_sha256: str | None = None
 
     def __post_init__(self) -> None:
         images, size = self.images_N3SS, len(self.images_N3SS)
@@ -126,7 +128,10 @@ class FinetuneData:
     def digest(self) -> str:
         """Return a SHA-256 over everything that training and its reports depend on."""
         hashed = hashlib.sha256()
-        hash_tensor(hashed, "images", self.images_N3SS)
+        if self.images_sha256 is None:
+            hash_tensor(hashed, "images", self.images_N3SS)
+        else:
+            hashed.update(self.images_sha256.encode())
         for names in (self.ids, self.class_names):
             hashed.update(repr(names).encode())
         for rows in (

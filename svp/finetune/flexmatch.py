@@ -10,7 +10,8 @@ Shapes: U = unlabelled images, M = unlabelled images of one step, C = classes.
 """
 
 import torch
-from torch.nn import functional
+
+from svp.finetune.rule import Rule, Targets
 
 
 class FlexMatchState:
@@ -124,9 +125,22 @@ def pseudo_labels(
     return label_M, mask_M
 
 
-def consistency_loss(
-    strong_logits_MC: torch.Tensor, label_M: torch.Tensor, mask_M: torch.Tensor
-) -> torch.Tensor:
-    """Return mean(mask x cross-entropy) over all M rows, masked ones included."""
-    loss_M = functional.cross_entropy(strong_logits_MC.float(), label_M, reduction="none")
-    return (mask_M * loss_M).mean()
+class FlexMatch(Rule):
+    """The rule over a `FlexMatchState`."""
+
+    def __init__(self, state: FlexMatchState) -> None:
+        """Keep the state, which the rule updates."""
+        self.state = state
+
+    def targets(self, weak_logits_MC: torch.Tensor, rows_M: torch.Tensor) -> Targets:
+        """Return labels; those at their class's threshold of before this batch count."""
+        label_M, mask_M = pseudo_labels(self.state, weak_logits_MC, rows_M)
+        return Targets(label_M=label_M, weight_M=mask_M)
+
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        """Return what `load_state_dict` needs to continue."""
+        return self.state.state_dict()
+
+    def load_state_dict(self, state: dict[str, torch.Tensor]) -> None:
+        """Continue from `state`, made by a rule of the same U and C."""
+        self.state.load_state_dict(state)

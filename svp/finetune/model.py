@@ -170,6 +170,11 @@ class FinetunedModel:
         return self._classifier.backbone
 
     @property
+    def network(self) -> nn.Module:
+        """Backbone and last layer: normalised float images (B, 3, S, S) to logits (B, C)."""
+        return self._classifier
+
+    @property
     def head(self) -> Head:
         """The last layer."""
         linear = self._classifier.head

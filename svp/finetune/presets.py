@@ -2,8 +2,9 @@
 
 Sources: Wen et al. 2024, "Feature Alignment: Rethinking Efficient Active Learning via Proxy in the
 Context of Pre-trained Models", appendix A (`asvp-*`); Zhang et al. 2021, "FlexMatch", and its
-TorchSSL code (`flexmatch-classic`); Wang et al. 2022, "USB" (`flexmatch-usb`); Zhang et al. 2024,
-"LabelBench", its released configurations (`labelbench-*`).
+TorchSSL code (`*-classic`, whose optimisation is shared by all methods); Wang et al. 2022, "USB"
+(`*-usb`); Zhang et al. 2024, "LabelBench", its released configurations (`labelbench-*`). What the
+methods differ in beside that is from the papers named in their modules.
 
 What the recipes say and this does not do: the probe of LP-FT is solved instead of trained for some
 epochs; LabelBench's early stopping is left out, because it spends validation labels.
@@ -15,7 +16,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from svp.errors import InputError
-from svp.finetune.config import FinetuneConfig
+from svp.finetune.config import METHODS, FinetuneConfig
 
 _ASVP: Final[dict[str, Any]] = {
     "method": "supervised",
@@ -90,38 +91,77 @@ def _labelbench(**differing: Any) -> FinetuneConfig:
     return FinetuneConfig(**(common | differing))
 
 
+def _labelbench_supervised(**differing: Any) -> FinetuneConfig:
+    common: dict[str, Any] = {
+        "method": "supervised",
+        "batch_size": 400,
+        "head_lr": 3e-5,
+        "backbone_lr": 3e-5,
+        "weight_decay": 1e-4,
+        "schedule": "warmup-cosine",
+        "warmup_steps": 500,
+        "label_smoothing": 0.1,
+    }
+    return _labelbench(**(common | differing))
+
+
+# Where a method's published settings differ from what is otherwise set.
+_OF_METHOD: Final[Mapping[str, dict[str, Any]]] = {
+    "uda": {"cutoff": 0.8, "temperature": 0.4},
+    "mixmatch": {"lambda_u": 10.0, "temperature": 0.5, "mixup": 0.5},
+}
+
+_CLASSIC: Final[dict[str, Any]] = {
+    "mode": "ft",
+    "steps": 2**20,
+    "batch_size": 64,
+    "uratio": 7,
+    "head_lr": 0.03,
+    "backbone_lr": 0.03,
+    "weight_decay": 5e-4,
+    "ema": 0.999,
+    "ema_warmup": False,
+    "teacher": "student",
+    "threshold_warmup": True,
+    "supervised_share": 0.0,
+    "include_labelled": True,
+}
+_USB: Final[dict[str, Any]] = _CLASSIC | {
+    "steps": 204_800,
+    "batch_size": 8,
+    "uratio": 1,
+    "optimiser": "adamw",
+    "head_lr": 5e-4,
+    "backbone_lr": 5e-4,
+    "layer_decay": 0.5,
+    "ema": 0.0,
+    "ema_warmup": True,
+}
+
+
+def _families(
+    suffix: str, shared: Mapping[str, Any], differing: Mapping[str, dict[str, Any]]
+) -> dict[str, FinetuneConfig]:
+    """Build one preset per method that learns from unlabelled images."""
+    built: dict[str, FinetuneConfig] = {}
+    for method in METHODS:
+        if method != "supervised":
+            own = _OF_METHOD.get(method, {}) | differing.get(method, {})
+            if method in ("pseudolabel", "mixmatch"):
+                # Of one weak view a step, or of two; the others' strong view is dear beside it.
+                own = {"uratio": 1} | own
+            built[method + suffix] = FinetuneConfig(**{**shared, "method": method, **own})
+    return built
+
+
 _PRESETS: Final[Mapping[str, FinetuneConfig]] = {
     "small": FinetuneConfig(),
-    "flexmatch-classic": FinetuneConfig(
-        mode="ft",
-        steps=2**20,
-        batch_size=64,
-        uratio=7,
-        head_lr=0.03,
-        backbone_lr=0.03,
-        weight_decay=5e-4,
-        ema=0.999,
-        ema_warmup=False,
-        teacher="student",
-        threshold_warmup=True,
-        supervised_share=0.0,
-        include_labelled=True,
-    ),
-    "flexmatch-usb": FinetuneConfig(
-        mode="ft",
-        steps=204_800,
-        batch_size=8,
-        uratio=1,
-        optimiser="adamw",
-        head_lr=5e-4,
-        backbone_lr=5e-4,
-        layer_decay=0.5,
-        weight_decay=5e-4,
-        ema=0.0,
-        teacher="student",
-        threshold_warmup=True,
-        supervised_share=0.0,
-        include_labelled=True,
+    **_families("-classic", _CLASSIC, {"mixmatch": {"lambda_u": 150.0}}),
+    **_families(
+        "-usb",
+        _USB,
+        # USB hands UDA's probabilities on unsharpened; its FreeMatch is ten times as fair.
+        {"uda": {"temperature": 1.0}, "freematch": {"fairness": 0.01}},
     ),
     "labelbench-cifar10": _labelbench(),
     "labelbench-caltech256": _labelbench(),
@@ -129,6 +169,23 @@ _PRESETS: Final[Mapping[str, FinetuneConfig]] = {
     "labelbench-imagenet": _labelbench(epochs=10, batch_size=80, uratio=5, weight_decay=1e-4),
     "labelbench-iwildcam": _labelbench(epochs=10, batch_size=50, uratio=4),
     "labelbench-fmow": _labelbench(epochs=10, batch_size=50, uratio=4),
+    "labelbench-uda": _labelbench(
+        method="uda", cutoff=0.9, temperature=0.4, unlabelled_mean="counted"
+    ),
+    "labelbench-pseudolabel": _labelbench(
+        method="pseudolabel", cutoff=0.9, unlabelled_mean="counted"
+    ),
+    "labelbench-softmatch": _labelbench(method="softmatch", align_labels=True),
+    "labelbench-supervised-cifar10": _labelbench_supervised(mixup=0.1, clip_norm=1.0),
+    "labelbench-supervised-fmow": _labelbench_supervised(
+        epochs=10, weight_decay=5e-3, mixup=0.3, clip_norm=1.0
+    ),
+    "labelbench-supervised-iwildcam": _labelbench_supervised(
+        epochs=10, batch_size=512, weight_decay=1e-3, mixup=0.2
+    ),
+    "labelbench-supervised-caltech256": _labelbench_supervised(
+        epochs=10, batch_size=512, weight_decay=5e-3, clip_norm=1.0
+    ),
 }
 
 PRESETS: Final[tuple[str, ...]] = (*_PRESETS, *_ASVP_BY_SET)
@@ -142,7 +199,9 @@ def preset(name: str = "small", **overrides: Any) -> FinetuneConfig:
         name: One of `PRESETS`. The `asvp-*` recipes differ by `mode`: `ft` unless overridden
             with `lp-ft`.
         overrides: Fields of `FinetuneConfig`. `steps` replaces a recipe's `epochs`, and
-            `epochs` its `steps`.
+            `epochs` its `steps`. Another `method` than the recipe's brings its own published
+            settings with it, where they differ: UDA's tau and temperature, MixMatch's weight,
+            temperature and mixing.
 
     Raises:
         InputError: The name or a field is unknown, or a value out of range.
@@ -166,6 +225,9 @@ def preset(name: str = "small", **overrides: Any) -> FinetuneConfig:
         base = _ASVP_BY_SET[name][mode]
     else:
         base = _PRESETS[name]
+    method = overrides.get("method", base.method)
+    if method != base.method:
+        overrides = _OF_METHOD.get(method, {}) | overrides
     for given, other in (("steps", "epochs"), ("epochs", "steps")):
         if overrides.get(given) is not None:
             overrides = {other: None} | overrides

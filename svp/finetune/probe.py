@@ -100,7 +100,9 @@ def start_head(
     )
     device, num_classes = frozen.device, len(data.class_names)
     rows_L = torch.from_numpy(data.labelled_rows).to(images_N3SS.device)
-    x_Ld = frozen.features(images_N3SS[rows_L]).to(device)
+    # Part by part: the labelled images of a pool larger than memory are larger than memory too.
+    parts = torch.split(rows_L, config.eval_batch_size)
+    x_Ld = torch.cat([frozen.features(images_N3SS[rows]) for rows in parts]).to(device)
     y_L = torch.from_numpy(data.labels_L).to(device)
     weight_Cd, bias_C = solve_probe(x_Ld, y_L, num_classes, l2=config.probe_l2)
     classifier.set_head(Head(weight_Cd=weight_Cd, bias_C=bias_C))

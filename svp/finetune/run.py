@@ -29,6 +29,7 @@ from svp.finetune.outputs import (
     publish,
     read_metrics,
 )
+from svp.finetune.parallel import Group, own_device, process_group
 from svp.finetune.probe import start_head
 from svp.finetune.training import Training
 from svp.progress import Progress, Silent
@@ -71,8 +72,9 @@ def finetune(
     """Train a copy of the encoder's network with a head, evaluate it and publish it.
 
     A rerun with the same arguments continues an interrupted run and ends bit for bit where an
-    undisturbed one does (same device, same number of threads); of a finished run it returns the
-    result without work.
+    undisturbed one does (same device, same number of threads and processes); of a finished run it
+    returns the result without work. Started by `torchrun`, its processes share the work: each
+    calls this with the same arguments, the first one writes.
 
     Args:
         encoder: Where training starts; never modified.
@@ -95,10 +97,15 @@ def finetune(
         InputError: Arguments do not fit each other, or the loss stopped being finite.
         IdentityError: `output` holds another run, and `restart` is False.
     """
-    output, device = Path(output), torch.device(device)
+    output, device = Path(output), torch.device(own_device(str(device)))
     progress = progress if progress is not None else Silent()
-    if config.method == "flexmatch" and config.mode != "lp":
+    if config.method != "supervised" and config.mode != "lp":
         _check_unlabelled(data, config)
+    if head is None and config.head == "zero-shot":
+        raise InputError(
+            "head must be given for finetune.head = zero-shot. Got none. Build it with "
+            "svp.finetune.zeroshot.zero_shot_head, or set head = random."
+        )
     if head is not None and config.mode != "ft":
         raise InputError(
             f"head must be left out unless mode is ft. Got mode {config.mode}, whose probe "
@@ -107,7 +114,43 @@ def finetune(
     data = data.ordered()
     data_sha256 = data.digest()
     fingerprint = _fingerprint(encoder, data_sha256, config, seed, head)
-    finished = _finished(output, fingerprint, restart)
+    with process_group(device) as group:
+        return _finetune(
+            encoder,
+            data,
+            config,
+            output=output,
+            fingerprint=fingerprint,
+            data_sha256=data_sha256,
+            seed=seed,
+            head=head,
+            device=device,
+            checkpointing=checkpointing or Checkpointing(),
+            probabilities=probabilities,
+            restart=restart,
+            progress=progress if group.first else Silent(),
+            group=group,
+        )
+
+
+def _finetune(
+    encoder: TrainableEncoder,
+    data: FinetuneData,
+    config: FinetuneConfig,
+    *,
+    output: Path,
+    fingerprint: str,
+    data_sha256: str,
+    seed: int,
+    head: Head | None,
+    device: torch.device,
+    checkpointing: Checkpointing,
+    probabilities: bool,
+    restart: bool,
+    progress: Progress,
+    group: Group,
+) -> FinetuneResult:
+    finished = _finished(output, fingerprint, restart, group)
     if finished is not None:
         model = load_model(output, device=device, encoder=_if_foreign(encoder))
         scores = finished["evaluation"]
@@ -118,15 +161,14 @@ def finetune(
             output=output,
             reused=True,
         )
-    checkpoint = CheckpointFile(
-        output / "checkpoint.pt", fingerprint, checkpointing or Checkpointing()
-    )
+    checkpoint = CheckpointFile(output / "checkpoint.pt", fingerprint, checkpointing)
     if restart:
         try:
             state = checkpoint.load()
         except IdentityError:
-            checkpoint.remove()
             state = None
+            if group.first:
+                checkpoint.remove()
     else:
         state = checkpoint.load()
 
@@ -138,6 +180,7 @@ def finetune(
     if state is None:
         with clock.measure("probe"):
             start_head(classifier, normalisation, images, data, config, seed=seed, head=head)
+            group.copy_first(classifier)
     training = Training(
         classifier,
         normalisation,
@@ -147,11 +190,12 @@ def finetune(
         config,
         seed=seed,
         device=device,
+        group=group,
     )
     if state is not None:
         training.load_state_dict(state["training"])
         classifier.unit_features = state["unit_features"]
-    _train(training, checkpoint, clock, progress)
+    _train(training, checkpoint if group.first else None, clock, progress)
 
     classifier.load_state_dict(training.evaluation_state())
     description = {
@@ -179,7 +223,9 @@ def finetune(
         description=description,
     )
     with progress.task("predict", None, "images"), clock.measure("predict"):
-        probs_NC = model.probabilities(images)
+        share = group.share(len(images))
+        own_NC = model.probabilities(images[share]).to(device)
+        probs_NC = group.gather(own_NC, len(images)).cpu()
     predicted_N = probs_NC.argmax(dim=1).numpy()
     evaluation = None
     if len(data.held_out_rows):
@@ -198,18 +244,14 @@ def finetune(
         "versions": versions(),
         "hardware": hardware(),
         "device": str(device),
+        "processes": group.size,
         "threads": torch.get_num_threads(),
     }
-    publish(
-        output,
-        model=model,
-        predictions=predictions_table(
-            data.ids, probs_NC, data.class_names, probabilities=probabilities
-        ),
-        config=description,
-        metrics=metrics,
-    )
-    checkpoint.remove()
+    if group.first:
+        table = predictions_table(data.ids, probs_NC, data.class_names, probabilities=probabilities)
+        publish(output, model=model, predictions=table, config=description, metrics=metrics)
+        checkpoint.remove()
+    group.wait()
     stored = read_metrics(output)
     assert stored is not None
     return FinetuneResult(
@@ -241,9 +283,11 @@ class _Clock:
 
 
 def _train(
-    training: Training, checkpoint: CheckpointFile, clock: _Clock, progress: Progress
+    training: Training, checkpoint: CheckpointFile | None, clock: _Clock, progress: Progress
 ) -> None:
-    def save() -> None:
+    """Take the steps that are left; save the state now and then where there is a `checkpoint`."""
+
+    def save(checkpoint: CheckpointFile) -> None:
         clock.lap()
         checkpoint.save(
             {
@@ -261,14 +305,15 @@ def _train(
             training.run_step()
             note = f"loss {training.history[-1]['loss']:.3f}" if training.history else ""
             task.advance(1, note)
-            if checkpoint.due(training.step_number):
-                save()
+            if checkpoint is not None and checkpoint.due(training.step_number):
+                save(checkpoint)
 
 
 def _check_unlabelled(data: FinetuneData, config: FinetuneConfig) -> None:
     if not len(data.unlabelled_rows) and not config.include_labelled:
         raise InputError(
-            "FlexMatch must have unlabelled images. Got none. Set method = supervised."
+            f"The method {config.method} must have unlabelled images. Got none. Set method = "
+            "supervised."
         )
 
 
@@ -317,7 +362,7 @@ def _fingerprint(
     )
 
 
-def _finished(output: Path, fingerprint: str, restart: bool) -> dict[str, Any] | None:
+def _finished(output: Path, fingerprint: str, restart: bool, group: Group) -> dict[str, Any] | None:
     metrics = read_metrics(output)
     if metrics is None or metrics.get("fingerprint") == fingerprint:
         return metrics
@@ -328,7 +373,8 @@ def _finished(output: Path, fingerprint: str, restart: bool) -> dict[str, Any] |
             "again with --restart (restart=True)."
         )
     # Without its marker the directory is incomplete, whatever else lies in it.
-    (output / METRICS).unlink()
+    if group.first:
+        (output / METRICS).unlink(missing_ok=True)
     return None
 
 

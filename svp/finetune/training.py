@@ -3,7 +3,7 @@
 Everything random in a step derives from the seed and the step's number, so the state is tensors
 alone and a run continued from any checkpoint ends bit for bit where an undisturbed one ends.
 
-Shapes: B = labelled images of a step, M = unlabelled ones, S = side in pixels, C = classes.
+Shapes: N = images, S = side in pixels.
 """
 
 import contextlib
@@ -13,20 +13,21 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn import functional
 
-from svp.augment.fixmatch import StrongView, WeakView
 from svp.errors import InputError
 from svp.finetune.averaging import WeightAverage
+from svp.finetune.batchnorm import batch_norms, freeze_batch_norm, synchronised
+from svp.finetune.checkpointing import checkpoint_blocks
 from svp.finetune.config import FinetuneConfig
-from svp.finetune.flexmatch import FlexMatchState, consistency_loss, pseudo_labels
-from svp.finetune.model import Classifier, Normalisation, autocast
+from svp.finetune.losses import Losses
+from svp.finetune.methods import build_rule
+from svp.finetune.model import Classifier, Normalisation
 from svp.finetune.optimiser import build_optimiser, set_rate
-from svp.finetune.sampling import Passes
+from svp.finetune.parallel import Group
+from svp.finetune.rule import Rule
 from svp.finetune.schedule import rate_factor
+from svp.finetune.views import Views
 from svp.seed import derive_seed
-
-_BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 
 class Training:
@@ -35,8 +36,8 @@ class Training:
     Attributes:
         classifier: The network being trained.
         step_number: Steps taken so far.
-        history: One entry per stretch of steps: mean losses, and for FlexMatch the share of
-            pseudo-labels that counted and, where the truth is known, how many of those were right.
+        history: One entry per stretch of steps: mean losses, and with unlabelled images the mean
+            weight of pseudo-labels and, where the truth is known, how many of those were right.
     """
 
     def __init__(
@@ -50,6 +51,7 @@ class Training:
         *,
         seed: int,
         device: torch.device,
+        group: Group | None = None,
     ) -> None:
         """Prepare the first step.
 
@@ -63,44 +65,74 @@ class Training:
             config: The settings.
             seed: Decides every random choice.
             device: Where the work is done.
+            group: The processes that train together; default: this one alone.
+
+        Raises:
+            InputError: The network cannot be trained in this way.
         """
         self.classifier = classifier
         self.step_number = 0
         self.history: list[dict[str, float]] = []
         self._config, self._seed, self._device = config, seed, device
-        self._normalisation = normalisation
-        self._images = images_N3SS
-        self._rows_L, self._y_L = labelled
-        self._rows_U, self._truth_U = unlabelled[0], unlabelled[1].to(device)
-        self.total = config.total_steps(len(self._rows_L))
+        self._group = Group() if group is None else group
+        self.total = config.total_steps(len(labelled[0]))
         self._first_unlabelled = round(config.supervised_share * self.total)
         self._report_every = max(1, self.total // 50)
+        self._prepare_network()
         self._optimiser = build_optimiser(classifier, config)
         self._average = (
             WeightAverage(classifier, config.ema, warmup=config.ema_warmup) if config.ema else None
         )
-        self._weak = WeakView(crop=config.crop, padding=config.crop_padding, flip=config.flip)
-        self._strong = StrongView(
-            weak=self._weak, operations=config.strong_ops, cutout=config.cutout
+        self._views = Views(
+            images_N3SS,
+            labelled,
+            unlabelled[0],
+            config,
+            seed=seed,
+            device=device,
+            group=self._group,
         )
-        self._labelled_passes = Passes(len(self._rows_L), seed, "finetune-labelled")
-        self._flexmatch: FlexMatchState | None = None
-        if config.method == "flexmatch":
-            self._unlabelled_passes = Passes(len(self._rows_U), seed, "finetune-unlabelled")
-            self._flexmatch = FlexMatchState(
-                len(self._rows_U),
-                classifier.head.out_features,
-                cutoff=config.cutoff,
-                warmup=config.threshold_warmup,
-                floor=config.threshold_floor,
-                device=device,
-            )
+        self._rule: Rule | None = build_rule(
+            config,
+            num_unlabelled=len(unlabelled[0]),
+            num_classes=classifier.head.out_features,
+            device=device,
+        )
+        self._losses = Losses(
+            classifier,
+            self._average,
+            self._rule,
+            normalisation,
+            unlabelled[1].to(device),
+            config,
+            group=self._group,
+        )
         self._sums_5 = torch.zeros(5, dtype=torch.float64, device=device)
         self._stretch = 0
-        # Only layers that mix the images of a batch make it matter who shares a forward pass.
-        self._mixes = config.bn_mode == "train" and any(
-            isinstance(module, _BATCH_NORMS) for module in classifier.modules()
-        )
+
+    def _prepare_network(self) -> None:
+        config, processes = self._config, self._group.size
+        if config.batch_size < processes * config.accumulate:
+            raise InputError(
+                f"batch_size must be at least {processes * config.accumulate}, one image per "
+                f"process and part. Got {config.batch_size}. Raise it or lower accumulate."
+            )
+        mixes = config.bn_mode == "train" and bool(batch_norms(self.classifier))
+        if processes > 1 and mixes:
+            try:
+                synchronised(self.classifier, self._device)
+            except ValueError as error:
+                raise InputError(
+                    "bn_mode must be frozen for a network with batch-norm on several CPU "
+                    "processes. Got train. Set bn_mode = frozen, or use one process or GPUs."
+                ) from error
+        if config.checkpoint_blocks:
+            if mixes:
+                raise InputError(
+                    "checkpoint_blocks must be off while batch-norm layers train: they would see "
+                    "every batch twice. Got both. Set bn_mode = frozen, or use accumulate."
+                )
+            checkpoint_blocks(self.classifier.backbone)
 
     def run_step(self) -> None:
         """Take one optimiser step."""
@@ -110,10 +142,17 @@ class Training:
             freeze_batch_norm(self.classifier)
         set_rate(self._optimiser, rate_factor(step, self.total, config))
         self._optimiser.zero_grad(set_to_none=True)
-        generator = torch.Generator().manual_seed(derive_seed(self._seed, "finetune-views", step))
-        with _layer_randomness(derive_seed(self._seed, "finetune-layers", step), self._device):
-            loss = self._loss(step, generator)
-        loss.backward()  # type: ignore[no-untyped-call]
+        views = self._views.at(step, self._unlabelled_step)
+        rank, done = (
+            self._group.rank,
+            self._unlabelled_step / max(self.total - self._first_unlabelled, 1),
+        )
+        layers = derive_seed(self._seed, "finetune-layers", step, rank)
+        mixing = derive_seed(self._seed, "finetune-mixup", step, rank)
+        with _layer_randomness(layers, self._device):
+            sums_5 = self._losses.add_gradients(views, done=done, seed=mixing)
+        self._group.sum_gradients(self.classifier.parameters())
+        self._sums_5 += self._group.sum(sums_5)
         if config.clip_norm is not None:
             nn.utils.clip_grad_norm_(self.classifier.parameters(), config.clip_norm)
         self._optimiser.step()
@@ -124,73 +163,9 @@ class Training:
         if self._stretch == self._report_every or self.step_number == self.total:
             self._report()
 
-    def _loss(self, step: int, generator: torch.Generator) -> torch.Tensor:
-        config = self._config
-        pick_B = torch.from_numpy(self._labelled_passes.batch(step, config.batch_size))
-        x_B3SS = self._weak(self._gather(self._rows_L[pick_B]), generator=generator)
-        y_B = self._y_L[pick_B].to(self._device, non_blocking=True)
-        if self._flexmatch is None or step < self._first_unlabelled:
-            with autocast(self._device, config.precision):
-                logits_BC = self.classifier(self._normalisation(x_B3SS))
-            loss = self._labelled_loss(logits_BC, y_B)
-            self._sums_5[0] += loss.detach()
-            return loss
-
-        count = config.uratio * config.batch_size
-        pick_M = torch.from_numpy(
-            self._unlabelled_passes.batch(step - self._first_unlabelled, count)
-        )
-        x_M3SS = self._gather(self._rows_U[pick_M])
-        weak_M3SS = self._weak(x_M3SS, generator=generator)
-        strong_M3SS = self._strong(x_M3SS, generator=generator)
-        logits_BC, weak_MC, strong_MC = self._forward(x_B3SS, weak_M3SS, strong_M3SS)
-        rows_M = pick_M.to(self._device, non_blocking=True)
-        label_M, mask_M = pseudo_labels(self._flexmatch, weak_MC, rows_M)
-        loss_labelled = self._labelled_loss(logits_BC, y_B)
-        loss_unlabelled = consistency_loss(strong_MC, label_M, mask_M)
-        truth_M = self._truth_U[rows_M]
-        known_M = mask_M * (truth_M >= 0)
-        self._sums_5 += torch.stack(
-            [
-                loss_labelled.detach(),
-                loss_unlabelled.detach(),
-                mask_M.mean(),
-                (known_M * (truth_M == label_M)).sum(),
-                known_M.sum(),
-            ]
-        )
-        return loss_labelled + config.lambda_u * loss_unlabelled
-
-    def _forward(
-        self, x_B3SS: torch.Tensor, weak_M3SS: torch.Tensor, strong_M3SS: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        config = self._config
-        sizes = [len(x_B3SS), len(weak_M3SS), len(strong_M3SS)]
-        with autocast(self._device, config.precision):
-            if config.teacher == "average":
-                assert self._average is not None
-                with torch.no_grad():
-                    weak_MC = self._average.module(self._normalisation(weak_M3SS))
-            elif self._mixes:
-                x_all = self._normalisation(torch.cat([x_B3SS, weak_M3SS, strong_M3SS]))
-                labelled_BC, weak_MC, strong_MC = self.classifier(x_all).split(sizes)
-                return labelled_BC, weak_MC, strong_MC
-            else:
-                # Images do not meet inside this network, so the weak views, which carry no
-                # gradient, can go alone and cost a third.
-                with torch.no_grad():
-                    weak_MC = self.classifier(self._normalisation(weak_M3SS))
-            x_rest = self._normalisation(torch.cat([x_B3SS, strong_M3SS]))
-            labelled_BC, strong_MC = self.classifier(x_rest).split([sizes[0], sizes[2]])
-        return labelled_BC, weak_MC, strong_MC
-
-    def _labelled_loss(self, logits_BC: torch.Tensor, y_B: torch.Tensor) -> torch.Tensor:
-        return functional.cross_entropy(
-            logits_BC.float(), y_B, label_smoothing=self._config.label_smoothing
-        )
-
-    def _gather(self, rows: torch.Tensor) -> torch.Tensor:
-        return self._images[rows.to(self._images.device)].to(self._device, non_blocking=True)
+    @property
+    def _unlabelled_step(self) -> int:
+        return -1 if self._rule is None else self.step_number - self._first_unlabelled
 
     def _report(self) -> None:
         loss, loss_unlabelled, mask, right, known = self._sums_5.tolist()
@@ -200,7 +175,7 @@ class Training:
                 f"{self.step_number}. Lower head_lr and backbone_lr, or set clip_norm."
             )
         entry = {"step": float(self.step_number), "loss": loss / self._stretch}
-        if self._flexmatch is not None:
+        if self._rule is not None:
             entry["loss_unlabelled"] = loss_unlabelled / self._stretch
             entry["mask_ratio"] = mask / self._stretch
             if known:
@@ -222,7 +197,7 @@ class Training:
             "classifier": self.classifier.state_dict(),
             "optimiser": self._optimiser.state_dict(),
             "average": None if self._average is None else self._average.module.state_dict(),
-            "flexmatch": None if self._flexmatch is None else self._flexmatch.state_dict(),
+            "rule": None if self._rule is None else self._rule.state_dict(),
             "sums": self._sums_5,
             "stretch": self._stretch,
             "history": self.history,
@@ -235,18 +210,11 @@ class Training:
         self._optimiser.load_state_dict(state["optimiser"])
         if self._average is not None:
             self._average.module.load_state_dict(state["average"])
-        if self._flexmatch is not None:
-            self._flexmatch.load_state_dict(state["flexmatch"])
+        if self._rule is not None:
+            self._rule.load_state_dict(state["rule"])
         self._sums_5.copy_(state["sums"])
         self._stretch = state["stretch"]
         self.history = list(state["history"])
-
-
-def freeze_batch_norm(module: nn.Module) -> None:
-    """Put every batch-norm layer into eval mode: statistics are used, not updated."""
-    for layer in module.modules():
-        if isinstance(layer, _BATCH_NORMS):
-            layer.eval()
 
 
 @contextlib.contextmanager

@@ -3,9 +3,10 @@
 Shapes: N = readable images, L = labelled, E = held out, S = side in pixels.
 """
 
-from collections.abc import Mapping
+import dataclasses
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -25,9 +26,13 @@ if TYPE_CHECKING:
     from feature_store.pool import Pool
     from svp.finetune.config import FinetuneConfig
     from svp.finetune.data import FinetuneData
+    from svp.finetune.model import Head
     from svp.finetune.run import FinetuneResult
 
 Int64Array = npt.NDArray[np.int64]
+
+#: Decoded images, in the study's folder; may be deleted at any time.
+IMAGE_CACHE: Final = "cache/images"
 
 
 def finetune_study(
@@ -64,7 +69,7 @@ def finetune_study(
         InputError: There are no labels of two classes, or images cannot be read.
     """
     from svp.encoders.encoder import open_encoder
-    from svp.encoders.images import decode_pool
+    from svp.encoders.image_cache import cached_images
     from svp.finetune.run import finetune
 
     progress = progress if progress is not None else Silent()
@@ -81,7 +86,8 @@ def finetune_study(
     encoder = open_encoder(
         study.encoder_spec, device=device, precision=section.precision, progress=progress
     )
-    images_N3SS, kept, failures = decode_pool(
+    cached = cached_images(
+        study.path / IMAGE_CACHE,
         source,
         pool.uris,
         encoder.preprocessing,
@@ -89,25 +95,42 @@ def finetune_study(
         workers=section.workers or None,
         progress=progress,
     )
-    if failures:
-        progress.say(f"{len(failures):,} images could not be read and take no part.")
-    data = gather_data(pool.subset(kept), images_N3SS, labels)
+    if cached.failures:
+        progress.say(f"{len(cached.failures):,} images could not be read and take no part.")
+    data = gather_data(pool.subset(cached.kept_M), cached.images_M3SS, labels)
+    data = dataclasses.replace(data, images_sha256=cached.sha256)
+    head = None
+    if config.head == "zero-shot":
+        head = _zero_shot(study, data.class_names, config.templates, progress)
     return finetune(
         encoder,
         data,
         config,
         output=study.model_dir if output is None else output,
         seed=derive_seed(study.config.seed if seed is None else seed, "finetune"),
+        head=head,
         device=device,
         restart=restart,
         progress=progress,
     )
 
 
+def _zero_shot(
+    study: Study, class_names: Sequence[str], templates: Sequence[str], progress: Progress
+) -> "Head":
+    from svp.encoders.texttower import open_text_tower, prompt_templates
+    from svp.finetune.zeroshot import zero_shot_head
+
+    chosen = prompt_templates(templates)
+    tower = open_text_tower(study.encoder_spec, progress=progress)
+    return zero_shot_head(tower, class_names, chosen)
+
+
 def _final_config(study: Study) -> "FinetuneConfig":
     options, section = study.config.finetune.options, study.config.refresh
     if "mode" not in options and (section.mode == "auto" or section.fixed_at is not None):
-        options = {**options, "mode": "ft" if read_refreshes(study) else "lp-ft"}
+        ready = bool(read_refreshes(study)) or options.get("head") == "zero-shot"
+        options = {**options, "mode": "ft" if ready else "lp-ft"}
     return build_finetune_config(options)
 
 

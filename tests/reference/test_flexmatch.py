@@ -6,7 +6,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from svp.finetune.flexmatch import FlexMatchState, consistency_loss, pseudo_labels
+from svp.finetune.flexmatch import FlexMatchState, pseudo_labels
+from svp.finetune.rule import Targets
 
 
 class SlowState:
@@ -123,22 +124,26 @@ def test_marking_uses_the_fixed_cutoff_and_not_the_flexible_threshold():
     assert state.marks().tolist() == [-1, -1, -1, -1]
 
 
+def mean_loss(logits, label, mask):
+    return Targets(label_M=label, weight_M=mask).loss_sum(logits) / len(label)
+
+
 def test_the_loss_divides_by_all_rows_whatever_the_mask():
     logits = torch.tensor([[2.0, 0.0], [0.0, 1.0], [0.5, 0.0], [0.0, 0.0]])
     label = torch.tensor([0, 1, 0, 1])
     each = torch.nn.functional.cross_entropy(logits, label, reduction="none")
-    one = consistency_loss(logits, label, torch.tensor([1.0, 0.0, 0.0, 0.0]))
-    two = consistency_loss(logits, label, torch.tensor([1.0, 1.0, 0.0, 0.0]))
+    one = mean_loss(logits, label, torch.tensor([1.0, 0.0, 0.0, 0.0]))
+    two = mean_loss(logits, label, torch.tensor([1.0, 1.0, 0.0, 0.0]))
     torch.testing.assert_close(one, each[0] / 4)
     torch.testing.assert_close(two, (each[0] + each[1]) / 4)
-    assert consistency_loss(logits, label, torch.zeros(4)) == 0
+    assert mean_loss(logits, label, torch.zeros(4)) == 0
 
 
 def test_no_gradient_reaches_the_weak_views():
     weak = torch.zeros(3, 2, requires_grad=True)
     label, mask = pseudo_labels(FlexMatchState(3, 2), weak, torch.arange(3))
     strong = torch.zeros(3, 2, requires_grad=True)
-    consistency_loss(strong, label, mask).backward()
+    mean_loss(strong, label, mask).backward()
     assert weak.grad is None
     assert strong.grad is not None
 

@@ -88,6 +88,12 @@ class Stopped(Exception):
     [
         {"optimiser": "adamw", "method": "supervised", "ema": 0.0},
         {"teacher": "average", "ema": 0.9, "mode": "ft"},
+        {"method": "fixmatch", "cutoff": 0.3},
+        {"method": "freematch", "statistics_ema": 0.9},
+        {"method": "softmatch", "statistics_ema": 0.9},
+        {"method": "uda", "signal_annealing": "linear", "cutoff": 0.3},
+        {"method": "pseudolabel", "cutoff": 0.3, "accumulate": 2},
+        {"method": "mixmatch"},
     ],
 )
 def test_every_step_can_be_the_last_one_before_an_interruption(tmp_path, monkeypatch, changes):

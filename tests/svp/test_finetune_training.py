@@ -172,7 +172,7 @@ def test_weak_views_alone_give_the_same_gradient_where_images_do_not_mix(module)
             seed=0,
             device=torch.device("cpu"),
         )
-        training._mixes = mixes
+        training._losses._mixes = mixes
         training.run_step()
         gradients.append([p.grad for p in classifier.parameters()])
     for one, other in zip(*gradients, strict=True):
