@@ -23,7 +23,14 @@ from svp.demo import write_digits
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
 DOCS = sorted((ROOT / "docs").glob("*.md"))
-RUN = ("images-to-model.md", "commands.md", "python.md", "architecture.md", "metrics.md")
+RUN = (
+    "images-to-model.md",
+    "commands.md",
+    "python.md",
+    "architecture.md",
+    "strategies.md",
+    "metrics.md",
+)
 COMMON = ("--json", "--result-file")
 IMAGES_OF_A_CLASS = {"train": 18, "test": 4}
 
