@@ -19,7 +19,7 @@ from svp.cli.options import (
 )
 from svp.cli.output import emit, table
 from svp.errors import InputError
-from svp.progress import automatic
+from svp.progress import Silent, automatic
 
 if TYPE_CHECKING:
     from svp.study.simulate import SimulationResult
@@ -116,8 +116,22 @@ def pretrain(
 def finetune(
     study: StudyArgument,
     method: Annotated[
-        Literal["supervised", "flexmatch"] | None,
+        Literal[
+            "supervised",
+            "flexmatch",
+            "fixmatch",
+            "freematch",
+            "softmatch",
+            "uda",
+            "pseudolabel",
+            "mixmatch",
+        ]
+        | None,
         typer.Option("--method", help="Labelled images only, or the unlabelled ones too."),
+    ] = None,
+    head: Annotated[
+        Literal["random", "zero-shot"] | None,
+        typer.Option("--head", help="First last layer; zero-shot reads the class names."),
     ] = None,
     mode: Annotated[
         Literal["ft", "lp-ft", "lp"] | None,
@@ -141,6 +155,9 @@ def finetune(
     restart: Annotated[
         bool, typer.Option("--restart", help="Discard another run's state in the output folder.")
     ] = False,
+    gpus: Annotated[
+        int, typer.Option("--gpus", min=1, help="GPUs of this machine to train on together.")
+    ] = 1,
     device: DeviceOption = "auto",
     settings: SetOption = None,
     as_json: JsonOption = False,
@@ -152,13 +169,17 @@ def finetune(
 
       svp finetune mystudy --method flexmatch
     """
+    from svp.finetune.launch import own_device, relaunch, writes
     from svp.study.finetune import finetune_study
     from svp.study.simulate import simulation_labels
     from svp.study.study import Study
 
+    if gpus > 1:
+        relaunch(gpus)
     given: dict[str, Any] = {
         "finetune.preset": preset,
         "finetune.method": method,
+        "finetune.head": head,
         "finetune.mode": mode,
         "finetune.steps": steps,
     }
@@ -177,10 +198,12 @@ def finetune(
         opened,
         labels=labels,
         output=output,
-        device=resolve_device(device),
+        device=own_device(resolve_device(device)),
         restart=restart,
-        progress=automatic(),
+        progress=automatic() if writes() else Silent(),
     )
+    if not writes():
+        return
     evaluation = done.metrics.get("evaluation")
     scored = (
         f"Accuracy {evaluation['accuracy']:.2%} on {evaluation['examples']:,.0f} held-out images. "

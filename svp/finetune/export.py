@@ -97,7 +97,7 @@ def _export_timm(model: FinetunedModel, output: Path) -> list[Path]:
     if model.head.unit_features:
         raise _refuse("timm", "a head on features of length 1")
     with torch.random.fork_rng(devices=[]):
-        network = cast(nn.Module, timm.create_model(name, num_classes=len(model.class_names)))
+        network = timm.create_model(name, num_classes=len(model.class_names))
     last = cast(Any, network).default_cfg.get("classifier")
     state = {n: v.cpu().contiguous().clone() for n, v in model.backbone.state_dict().items()}
     if not isinstance(last, str) or not isinstance(network.get_submodule(last), nn.Linear):
@@ -175,6 +175,9 @@ def _export_open_clip(model: FinetunedModel, output: Path) -> list[Path]:
 
 class _Deployed(nn.Module):
     """Bytes in, logits and probabilities out."""
+
+    scale: torch.Tensor
+    shift: torch.Tensor
 
     def __init__(self, model: FinetunedModel) -> None:
         super().__init__()

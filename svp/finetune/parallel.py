@@ -10,11 +10,12 @@ order everywhere, so that replicas stay equal to the bit.
 """
 
 import contextlib
-import os
 from collections.abc import Iterable, Iterator
 
 import torch
 from torch import distributed, nn
+
+from svp.finetune.launch import launched
 
 _BUCKET_NUMBERS = 32 * 1024 * 1024
 
@@ -106,18 +107,6 @@ def _sum_in_place(gradients: list[torch.Tensor]) -> None:
     for gradient in gradients:
         gradient.copy_(flat[place : place + gradient.numel()].view_as(gradient))
         place += gradient.numel()
-
-
-def launched() -> bool:
-    """Return whether `torchrun` started this process as one of several."""
-    return int(os.environ.get("WORLD_SIZE", "1")) > 1 and "RANK" in os.environ
-
-
-def own_device(device: str) -> str:
-    """Return the device of this process: its own GPU where `device` is CUDA."""
-    if not launched() or torch.device(device).type != "cuda":
-        return device
-    return f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
 
 
 @contextlib.contextmanager

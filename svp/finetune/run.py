@@ -15,6 +15,7 @@ from svp.finetune.checkpoint import CheckpointFile, Checkpointing
 from svp.finetune.config import FinetuneConfig
 from svp.finetune.data import FinetuneData, hash_tensor, module_digest
 from svp.finetune.evaluation import Evaluation, evaluate, pool_scores
+from svp.finetune.launch import own_device
 from svp.finetune.model import (
     FinetunedModel,
     Head,
@@ -29,7 +30,7 @@ from svp.finetune.outputs import (
     publish,
     read_metrics,
 )
-from svp.finetune.parallel import Group, own_device, process_group
+from svp.finetune.parallel import Group, process_group
 from svp.finetune.probe import start_head
 from svp.finetune.training import Training
 from svp.progress import Progress, Silent
