@@ -5,7 +5,19 @@ from typing import Annotated
 import typer
 
 from svp import __version__
-from svp.cli import catalog, curves, embedding, labelling, pool, reading, refresh, training, upkeep, waiting
+from svp.cli import (
+    catalog,
+    curves,
+    embedding,
+    labelling,
+    models,
+    pool,
+    reading,
+    refresh,
+    training,
+    upkeep,
+    waiting,
+)
 
 app = typer.Typer(
     name="svp",
@@ -49,6 +61,8 @@ app.command("select")(labelling.select)
 app.add_typer(waiting.labels_app, name="labels")
 app.command("refresh")(refresh.refresh)
 app.command("finetune")(training.finetune)
+app.command("predict")(models.predict)
+app.command("export")(models.export)
 app.command("simulate")(training.simulate)
 app.command("curves")(curves.curves)
 app.command("report")(reading.report)
