@@ -7,7 +7,9 @@ import shutil
 import pyarrow.parquet as pq
 import pytest
 from study_fixtures import config_of, truth_of, write_labels, write_material
+from typer.testing import CliRunner
 
+from svp.cli.app import app
 from svp.cli.options import parse_memory
 from svp.errors import InputError
 from svp.strategies.catalog import build_strategy
@@ -235,3 +237,38 @@ def test_sizes(text, expected):
 def test_sizes_that_are_none(text):
     with pytest.raises(InputError, match="--memory"):
         parse_memory(text)
+
+
+def _command(*arguments):
+    return CliRunner().invoke(app, [str(one) for one in arguments])
+
+
+def test_a_strategy_that_reads_labels_is_refused_to_people(new_study):
+    study = new_study(strategy=StrategySection(name="balancing", first_round="random"))
+    _label(study, select(study, 9), "answers.csv")
+    refused = _command("select", study.path, "--budget", 5, "--device", "cpu")
+    assert isinstance(refused.exception, InputError)
+    assert "must be given known labels" in str(refused.exception)
+    assert "balancing.pseudo = true" in str(refused.exception)
+    pseudo = ("--set", "strategy.params={ pseudo = true }")
+    done = _command("select", study.path, "--budget", 5, "--device", "cpu", *pseudo)
+    assert done.exit_code == 0, done.exception
+    # A wrapper does not hide it.
+    other = new_study("other", strategy=StrategySection(name="balancing", random_share=0.2))
+    _label(other, select(other, 9), "answers.csv")
+    refused = _command("select", other.path, "--budget", 5, "--device", "cpu")
+    assert "must be given known labels" in str(refused.exception)
+
+
+def test_wrappers_and_memory_on_the_command_line(new_study):
+    study = new_study()
+    options = ("--device", "cpu", "--memory", "1GiB", "--set", "strategy.random_share=0.5")
+    done = _command("select", study.path, "--budget", 6, *options)
+    assert done.exit_code == 0, done.exception
+    (result,) = read_rounds(study)
+    assert sum(pick.probability is not None for pick in result.picks) == 3
+    assert result.receipt["memory_bytes"] == 2**30
+    simulated = _command("simulate", study.path, "-n", 6, "--rounds", 1, "--seeds", 1, *options)
+    assert simulated.exit_code == 0, simulated.exception
+    small = _command("select", new_study("small").path, "-n", 6, "--memory", "1kB")
+    assert "memory cap" in str(small.exception)
