@@ -26,7 +26,13 @@ def main() -> None:
     (options.output / "speed-store.json").write_text(store)
     print(store)
     pools = [] if options.full else ["--small", "2000", "--large", "96", "--memory", "2000"]
-    for name, arguments in (("strategies", sizes), ("proxies", []), ("embed", pools)):
+    tuned = [] if options.full else ["--batch", "16", "--images", "512", "--repeats", "5"]
+    for name, arguments in (
+        ("strategies", sizes),
+        ("proxies", []),
+        ("embed", pools),
+        ("finetune", tuned),
+    ):
         _run(name, [*arguments, "--json", str(options.output / f"speed-{name}.json")])
 
 
