@@ -22,6 +22,7 @@ from svp.study.options import (
     build_proxy_config,
     build_wrapping,
     proxy_section,
+    proxy_type,
 )
 from svp.study.record import Pick, RoundResult, state_before
 from svp.study.study import Study
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from svp.strategies.base import Selection, Strategy
     from svp.strategies.wrapping import Wrapping
     from svp.study.features import Features
+    from svp.study.stored_views import ItemViews
 
 Int64Array = npt.NDArray[np.int64]
 
@@ -114,11 +116,9 @@ def plan_round(
 
 def plan_of_receipt(receipt: Mapping[str, Any]) -> Plan:
     """Build the plan that a finished round had."""
-    from svp.proxies import LinearConfig, MLPConfig
     from svp.strategies.wrapping import wrapping_of
 
     strategy, proxy = receipt["strategy"], receipt["proxy"]
-    kind: type[LinearConfig | MLPConfig] = LinearConfig if proxy["kind"] == "linear" else MLPConfig
     first = strategy["first"]
     wrapping = wrapping_of(strategy.get("wrapping", {}))
     return Plan(
@@ -130,7 +130,7 @@ def plan_of_receipt(receipt: Mapping[str, Any]) -> Plan:
         first=first,
         first_strategy=_first(first, wrapping),
         proxy_kind=proxy["kind"],
-        proxy_config=from_table(kind, proxy["config"]),
+        proxy_config=from_table(proxy_type(proxy["kind"], proxy["config"]), proxy["config"]),
         wrapping=wrapping,
     )
 
@@ -181,6 +181,7 @@ def choose(
     clock: Clock,
     rounds: Sequence[RoundResult] = (),
     memory_bytes: int | None = None,
+    views: "ItemViews | None" = None,
 ) -> Choice:
     """Choose `budget` items.
 
@@ -195,6 +196,7 @@ def choose(
         rounds: Rounds so far: a strategy gets back what it kept when it chose last.
         memory_bytes: Most that embeddings and strategy may hold together; None: no limit.
             Embeddings that are still in the store are read at once only if both fit.
+        views: Views of the same items, for a proxy that learns from unlabelled ones.
 
     Raises:
         InputError: The budget exceeds the candidates, or the strategy needs more memory.
@@ -238,6 +240,8 @@ def choose(
         standardiser=standardiser_of(x_Md),
         seed=derive_seed(seed, "proxy"),
         device=device,
+        start=learner_before(rounds, plan.number, plan.proxy_config),
+        views=views,
     )
     clock.lap("proxy")
     view = PoolView(
@@ -272,6 +276,22 @@ def choose(
         candidates=len(candidates_U),
         dropped=features.dropped,
     )
+
+
+def learner_before(
+    rounds: Sequence[RoundResult], number: int, config: "ProxyConfig"
+) -> Learner | None:
+    """Return the learner of the round before `number`, if a fit by `config` may start from it."""
+    from svp.proxies import LinearConfig, load_proxy
+
+    if not isinstance(config, LinearConfig) or not config.warm_start:
+        return None
+    for earlier in rounds:
+        path = earlier.folder / "proxy.safetensors"
+        if earlier.number == number - 1 and path.is_file():
+            classes = tuple(earlier.receipt["proxy"]["classes"])
+            return Learner(classes=classes, proxy=load_proxy(path), train_s=0.0)
+    return None
 
 
 def evaluate(

@@ -101,7 +101,9 @@ class ProxySection:
 
     Attributes:
         kind: `linear` (convex, solved to its optimum) or `mlp` (one hidden layer).
-        options: The other keys, which belong to that proxy's own configuration.
+        options: The other keys, which belong to that proxy's own configuration. `preset` names a
+            published recipe that the others amend; with `trainer` it is trained by its steps,
+            `flexmatch` and its relatives on stored views of unlabelled images too.
     """
 
     kind: Literal["linear", "mlp"] = "linear"

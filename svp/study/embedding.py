@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 from feature_store.atomic import write_json
 from svp.progress import Progress, Silent
 from svp.provenance import now, versions
-from svp.study.options import check_options
+from svp.study.options import build_proxy_config, check_options
 from svp.study.refreshes import read_refreshes
+from svp.study.stored_views import wants_views
 from svp.study.study import Study, absolute_spec
 
 if TYPE_CHECKING:
@@ -162,9 +163,7 @@ def embed_by(study: Study, spec: str, *, device: str, progress: Progress) -> "Em
         study.scan(source, progress),
         source,
         study.open_store(create=True),
-        _embed_config(
-            batch_size=section.batch_size or None, workers=section.workers or None
-        ),
+        _embed_config(batch_size=section.batch_size or None, workers=section.workers or None),
         device=device,
         progress=progress,
     )
@@ -181,22 +180,27 @@ def _embed_by(
     device: str,
     progress: Progress,
 ) -> "EmbedResult":
-    from svp.embed import check_golden, embed
+    from svp.embed import EVAL, ViewConfig, check_golden, embed_views, parse_views
     from svp.encoders.encoder import open_encoder
 
-    encoder = open_encoder(
-        spec, device=device, precision=study.config.encoder.precision, progress=progress
-    )
+    section = study.config.encoder
+    encoder = open_encoder(spec, device=device, precision=section.precision, progress=progress)
     check_golden(store, encoder, progress=progress)
-    return embed(
+    views: tuple[str, ...] = (EVAL,)
+    if wants_views(build_proxy_config(study.config.proxy)):
+        views = tuple(dict.fromkeys((EVAL, *parse_views(section.views))))
+    results = embed_views(
         scan.pool,
         source,
         encoder,
         store,
+        views=views,
+        view_config=ViewConfig(seed=section.view_seed, flip=section.view_flip),
         unreadable=scan.failures,
         config=config,
         progress=progress,
     )
+    return results[0]
 
 
 def embed_source(

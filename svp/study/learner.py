@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from svp.proxies import Proxy, ProxyConfig, Standardiser
     from svp.strategies.base import Rows
+    from svp.study.stored_views import ItemViews
 
 Int64Array = npt.NDArray[np.int64]
 Float32Array = npt.NDArray[np.float32]
@@ -63,6 +64,8 @@ def fit_learner(
     seed: int,
     device: str,
     classes: Sequence[str] | None = None,
+    start: Learner | None = None,
+    views: "ItemViews | None" = None,
 ) -> Learner:
     """Fit a proxy on the labelled rows of `x_Md`.
 
@@ -75,19 +78,26 @@ def fit_learner(
         seed: Decides initialisation and order.
         device: Where to fit.
         classes: All class names where they are known; None: those of `names_L`, sorted.
+        start: The last round's, from which a proxy with `warm_start` starts.
+        views: Views of the same items, for a proxy that learns from unlabelled ones.
     """
     import torch
 
-    from svp.proxies import fit_proxy
+    from svp.proxies import LinearConfig, LinearProxy, fit_proxy
     from svp.strategies.base import gather
 
     classes = tuple(sorted(set(names_L)) if classes is None else classes)
     if len(classes) < 2:
         return Learner(classes=classes, proxy=None, train_s=0.0)
-    start = time.monotonic()
+    began = time.monotonic()
     number = {name: index for index, name in enumerate(classes)}
     y_L = torch.tensor([number[name] for name in names_L], dtype=torch.int64)
     x_Ld = gather(x_Md, rows_L).to(device=device, dtype=torch.float32)
+    before = start if isinstance(config, LinearConfig) and config.warm_start else None
+    if before is not None and not (
+        isinstance(before.proxy, LinearProxy) and before.proxy.standardiser.dim == x_Ld.shape[1]
+    ):
+        before = None
     proxy = fit_proxy(
         x_Ld,
         y_L.to(device),
@@ -96,10 +106,15 @@ def fit_learner(
         standardiser=standardiser,
         seed=seed,
         device=torch.device(device),
+        start=before.proxy if before is not None else None,
+        start_classes=(
+            None if before is None else [number.get(name, -1) for name in before.classes]
+        ),
+        views=views.split(rows_L) if views is not None else None,
     )
     if torch.device(device).type == "cuda":
         torch.cuda.synchronize(device)  # kernels run on after the call: time what was done
-    return Learner(classes=classes, proxy=proxy, train_s=time.monotonic() - start)
+    return Learner(classes=classes, proxy=proxy, train_s=time.monotonic() - began)
 
 
 def predict(learner: Learner, x_Md: "torch.Tensor | Rows", device: str) -> Prediction:

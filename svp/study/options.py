@@ -17,21 +17,58 @@ if TYPE_CHECKING:
 
 def build_proxy_config(section: ProxySection) -> "ProxyConfig":
     """Return the configuration of the proxy that `[proxy]` describes."""
-    from svp.proxies import LinearConfig, MLPConfig
+    from svp.proxies import proxy_preset
+    from svp.proxies.presets import preset_kind, with_values
 
-    kind: type[LinearConfig | MLPConfig] = LinearConfig if section.kind == "linear" else MLPConfig
-    return from_table(kind, section.options, "proxy")
+    options = dict(section.options)
+    name = options.pop("preset", None)
+    if name is not None:
+        recipe = proxy_preset(str(name))
+        if preset_kind(recipe) != section.kind:
+            raise InputError(
+                f"proxy.kind must be {preset_kind(recipe)} with the preset {name}. "
+                f"Got {section.kind}. Correct one of them."
+            )
+        values = convert_table(type(recipe), options, "proxy")
+        try:
+            return with_values(recipe, values)
+        except InputError as error:
+            raise InputError(f"proxy: {error}") from error
+    kind = proxy_type(section.kind, options)
+    if "trainer" in options:
+        options["kind"] = section.kind
+    return from_table(kind, options, "proxy")
+
+
+def proxy_type(kind: str, options: Mapping[str, Any]) -> "type[ProxyConfig]":
+    """Return what configures a proxy of `kind`: with a `trainer` it is trained by its steps."""
+    from svp.proxies import LinearConfig, MLPConfig, NetworkConfig
+
+    if "trainer" in options:
+        return NetworkConfig
+    return LinearConfig if kind == "linear" else MLPConfig
 
 
 def proxy_section(config: StudyConfig, kind: str | None) -> ProxySection:
-    """Return the study's proxy section, or the defaults of another kind if one is asked for."""
+    """Return the study's proxy section, the defaults of another kind, or a published recipe."""
     if kind is None or kind == config.proxy.kind:
         return config.proxy
     if kind == "linear":
         return ProxySection(kind="linear")
     if kind == "mlp":
         return ProxySection(kind="mlp")
-    raise InputError(f"A proxy must be linear or mlp. Got {kind}. Choose one of them.")
+    from svp.proxies import PRESETS
+    from svp.proxies.presets import preset_kind
+
+    if kind in PRESETS:
+        options = {"preset": kind}
+        if preset_kind(PRESETS[kind]) == "mlp":
+            return ProxySection(kind="mlp", options=options)
+        return ProxySection(kind="linear", options=options)
+    raise InputError(
+        f"A proxy must be linear, mlp or a published recipe. Got {kind}. "
+        f"{near_names(kind, ('linear', 'mlp', *PRESETS))}"
+    )
 
 
 def build_named_strategy(

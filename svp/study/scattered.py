@@ -20,11 +20,12 @@ from svp.errors import InputError
 from svp.progress import Progress, Silent
 from svp.seed import derive_seed
 from svp.study import hierarchy, scoring
-from svp.study.choice import Choice, Clock, Plan, _picks
+from svp.study.choice import Choice, Clock, Plan, _picks, learner_before
 from svp.study.features import Features, split_rows
 from svp.study.learner import Learner, codes, fit_learner
 from svp.study.located import Located, RowReader, TableAddress, locate
 from svp.study.record import RoundResult
+from svp.study.stored_views import wants_views
 from svp.study.study import Study
 
 if TYPE_CHECKING:
@@ -155,7 +156,8 @@ def choose_scattered(
         budget: How many to choose.
         device: Where the proxy is fitted.
         clock: Takes the time of each stage.
-        rounds: Not used: a strategy that keeps state starts afresh on workers.
+        rounds: Rounds so far, for a proxy that starts warm; a strategy that keeps state starts
+            afresh on workers.
         memory_bytes: Must be None: workers hold a part each, whatever the cap.
         part_rows: Candidates of a task; decides the choice of strategies that are not scores.
 
@@ -168,8 +170,9 @@ def choose_scattered(
 
     from svp.strategies.keys import hash_keys, keys_of
 
-    del rounds
     asked = [*plan.wrapping.table(), *(["--memory"] if memory_bytes is not None else [])]
+    if wants_views(plan.proxy_config):
+        asked.append("a proxy that learns from unlabelled items")
     if asked:
         raise InputError(
             "A selection on several workers must do without what needs the whole pool in one "
@@ -195,6 +198,7 @@ def choose_scattered(
         standardiser=pool.standardiser.to(torch.device(device)),
         seed=derive_seed(seed, "proxy"),
         device=device,
+        start=learner_before(rounds, plan.number, plan.proxy_config),
     )
     clock.lap("proxy")
     keys_M = keys_of(ids)
