@@ -28,12 +28,14 @@ from svp.study.features import (
     standardiser_of,
 )
 from svp.study.learner import Learner, codes, fit_learner, predict
-from svp.study.options import build_named_strategy
+from svp.study.options import build_named_strategy, build_proxy_config, proxy_section
+from svp.study.stored_views import ItemViews, read_views, wants_views
 from svp.study.study import Study
 
 if TYPE_CHECKING:
     import torch
 
+    from feature_store.pool import Pool
     from svp.proxies import ProxyConfig, Standardiser
     from svp.strategies.base import Selection, Strategy
 
@@ -104,6 +106,7 @@ class Stage:
     device: str
     groups_M: Int64Array | None = None
     memory_bytes: int | None = None
+    views: ItemViews | None = None
 
 
 def prepare(
@@ -197,7 +200,23 @@ def prepare(
         device=device,
         groups_M=features.group_numbers(),
         memory_bytes=memory_bytes,
+        views=_views(study, config, pool, encoder_id, features.ids),
     )
+
+
+def _views(
+    study: Study,
+    config: SimulationConfig,
+    pool: "Pool",
+    encoder_id: str,
+    ids: tuple[str, ...],
+) -> ItemViews | None:
+    """Return the views that any of the simulated proxies trains on."""
+    for kind in config.proxies:
+        proxy = build_proxy_config(proxy_section(study.config, kind))
+        if wants_views(proxy):
+            return read_views(study, study.open_store(), pool, encoder_id, ids, proxy)
+    return None
 
 
 def run_cell(
@@ -221,6 +240,7 @@ def run_cell(
     state: Mapping[str, Any] = {}
     select_s = 0.0
     rounds: list[dict[str, float]] = []
+    learner: Learner | None = None
     for number, size in enumerate(config.sizes):
         labelled_L = np.sort(np.concatenate(batches))
         learner = fit_learner(
@@ -232,6 +252,8 @@ def run_cell(
             seed=derive_seed(seed, "proxy", number),
             device=stage.device,
             classes=stage.classes,
+            start=learner,
+            views=stage.views if wants_views(proxy_config) else None,
         )
         measured = _measure(stage, learner, labelled_L)
         times = {"select_s": select_s, "train_s": round(learner.train_s, 6)}
