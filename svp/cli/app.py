@@ -6,6 +6,7 @@ import typer
 
 from svp import __version__
 from svp.cli import (
+    answering,
     catalog,
     curves,
     embedding,
@@ -58,6 +59,7 @@ app.command("init")(embedding.init)
 app.command("embed")(embedding.embed)
 app.add_typer(pool.pool_app, name="pool")
 app.command("select")(labelling.select)
+app.command("label")(answering.label)
 app.add_typer(waiting.labels_app, name="labels")
 app.command("refresh")(refresh.refresh)
 app.command("finetune")(training.finetune)

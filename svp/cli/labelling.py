@@ -1,8 +1,10 @@
 """`svp select` and `svp labels`: what to label next, and the answers."""
 
 import contextlib
+import math
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -21,6 +23,10 @@ from svp.cli.options import (
 from svp.cli.output import emit, table
 from svp.errors import InputError
 from svp.progress import automatic
+
+if TYPE_CHECKING:
+    from svp.label.vote import Dispute
+    from svp.study.labels import ImportResult
 
 _SHOWN = 10
 
@@ -117,7 +123,8 @@ def select(
 def import_(
     study: StudyArgument,
     file: Annotated[
-        Path | None, typer.Argument(help="CSV or Parquet with columns id and label.")
+        Path | None,
+        typer.Argument(help="CSV or Parquet with columns id and label, or a tool's export."),
     ] = None,
     from_source: Annotated[
         bool,
@@ -125,14 +132,37 @@ def import_(
             "--from-source", help="Take the labels that the source has: class folders, a column."
         ),
     ] = False,
+    format: Annotated[
+        Literal["auto", "table", "label-studio", "fiftyone", "cvat"],
+        typer.Option("--format", help="What the file is; auto looks at it."),
+    ] = "auto",
+    annotator: Annotated[
+        str, typer.Option("--annotator", help="Who answered, where the file does not say.")
+    ] = "",
+    weights: Annotated[
+        Path | None,
+        typer.Option("--weights", help="CSV with columns annotator and weight, for their votes."),
+    ] = None,
+    field: Annotated[
+        str | None,
+        typer.Option("--field", help="Samples of FiftyOne: the field that people labelled."),
+    ] = None,
+    skip_unknown: Annotated[
+        bool,
+        typer.Option("--skip-unknown", help="List unknown ids instead of refusing the file."),
+    ] = False,
     as_json: JsonOption = False,
     result_file: ResultFileOption = None,
 ) -> None:
     """Import answers. Importing the same file twice changes nothing; the newest answer wins.
 
+    Where several annotators answered, the votes of all of them decide.
+
     Example:
 
       svp labels import mystudy answers.csv
+
+      svp labels import mystudy label-studio-export.json --weights people.csv
     """
     from svp.study.labels import import_labels, import_source_labels
     from svp.study.study import Study
@@ -147,54 +177,162 @@ def import_(
     if file is None:
         done = import_source_labels(opened, progress)
     else:
-        done = import_labels(opened, file, progress)
-    said = [
-        f"{done.new:,} new labels, {done.changed:,} changed, {done.unchanged:,} known, "
-        f"{done.blank:,} blank. The study has {done.labelled:,}."
-    ]
-    if done.outdated:
-        said.append(f"{done.outdated:,} older than the label that the study has, so not used.")
-    if done.conflicts:
-        said.append(f"{len(done.conflicts):,} images had another label before; the newest counts:")
-        said += [f"  {c.id}: {c.old} -> {c.new}, kept {c.kept}" for c in done.conflicts[:_SHOWN]]
+        done = import_labels(
+            opened,
+            file,
+            progress,
+            format=format,
+            annotator=annotator,
+            weights=weights,
+            field=field,
+            skip_unknown=skip_unknown,
+        )
     emit(
         "svp.labels.import/1",
         {"result": done},
-        "\n".join(said),
+        "\n".join(_import_text(done)),
         as_json=as_json,
         result_file=result_file,
     )
 
 
+def _import_text(done: "ImportResult") -> Iterator[str]:
+    skipped = f", {done.skipped:,} skipped" if done.skipped else ""
+    yield (
+        f"{done.new:,} new labels, {done.changed:,} changed, {done.unchanged:,} known, "
+        f"{done.blank:,} blank{skipped}. The study has {done.labelled:,}."
+    )
+    if done.outdated:
+        yield f"{done.outdated:,} older than the label that the study has, so not used."
+    if done.unknown:
+        yield f"{len(done.unknown):,} ids are no images of the study, so left out:"
+        yield from _some([f"  {name}" for name in done.unknown])
+    if done.conflicts:
+        yield f"{len(done.conflicts):,} images had another label before; the newest counts:"
+        yield from _some([f"  {c.id}: {c.old} -> {c.new}, kept {c.kept}" for c in done.conflicts])
+    if done.agreement is not None:
+        measured = done.agreement
+        alpha = "undefined" if math.isnan(measured.alpha) else f"{measured.alpha:.2f}"
+        yield (
+            f"Several people answered {measured.items:,} images: {measured.pairwise:.0%} of pairs "
+            f"agree, Krippendorff's alpha {alpha}."
+        )
+        if len(measured.annotators) > 2:
+            people = [f"{one.name or 'unnamed'} {one.agreement:.0%}" for one in measured.annotators]
+            yield f"Agreement with the others: {', '.join(people[:_SHOWN])}"
+    if done.disputes:
+        yield f"They disagree on {len(done.disputes):,}:"
+        yield from _some([_dispute_text(dispute) for dispute in done.disputes])
+
+
+def _dispute_text(dispute: "Dispute") -> str:
+    said = ", ".join(f"{who or 'unnamed'}: {label}" for who, label in dispute.votes)
+    how = " (a tie, the newest counts)" if dispute.tie else ""
+    return f"  {dispute.id}: {said}; kept {dispute.kept}{how}"
+
+
+def _some(lines: list[str]) -> Iterator[str]:
+    yield from lines[:_SHOWN]
+    if len(lines) > _SHOWN:
+        yield f"  … and {len(lines) - _SHOWN:,} more, see --json"
+
+
 @labels_app.command("export")
 def export(
     study: StudyArgument,
-    output: Annotated[Path, typer.Argument(help="The CSV to write.")],
+    output: Annotated[Path, typer.Argument(help="The file to write; for FiftyOne a folder.")],
     waiting: Annotated[
         bool,
         typer.Option(
             "--waiting", help="Selected images without a label, with an empty label column."
         ),
     ] = False,
+    number: Annotated[
+        int | None,
+        typer.Option("--round", min=0, help="The images of this round, labelled or not."),
+    ] = None,
+    format: Annotated[
+        Literal["csv", "parquet", "label-studio", "fiftyone", "cvat"] | None,
+        typer.Option("--format", help="What to write; default csv, or parquet by name."),
+    ] = None,
+    classes: Annotated[
+        list[str] | None,
+        typer.Option("--class", help="A class to offer besides the known ones. May be repeated."),
+    ] = None,
+    images: Annotated[
+        str | None,
+        typer.Option(
+            "--images",
+            help="Label Studio: the folder it serves, or the address before each image; "
+            "default the folder above the source.",
+        ),
+    ] = None,
+    guesses: Annotated[
+        bool,
+        typer.Option("--guesses/--no-guesses", help="Whether the proxy's guesses come along."),
+    ] = True,
     as_json: JsonOption = False,
     result_file: ResultFileOption = None,
 ) -> None:
-    """Write the labels so far, or with --waiting the images to label, as CSV.
+    """Write the labels so far, or with --waiting or --round the images to label, in their order.
 
     Example:
 
       svp labels export mystudy todo.csv --waiting
+
+      svp labels export mystudy tasks.json --format label-studio
     """
-    from svp.study.labels import export_items, export_labels
+    from svp.study.label_export import ExportResult, export_items
+    from svp.study.labels import export_labels
     from svp.study.study import Study
 
+    if waiting and number is not None:
+        raise InputError(
+            "svp labels export must be given --waiting or --round. Got both. Give one of them."
+        )
+    named = "parquet" if output.suffix.lower() == ".parquet" else "csv"
+    table_only = format in (None, "csv", "parquet")
+    if table_only and (images is not None or classes):
+        raise InputError(
+            "--images and --class must belong to a labelling tool. Got a table. Add --format."
+        )
+    if format == "parquet" and named != "parquet":
+        raise InputError(
+            f"The name of a Parquet file must end in .parquet. Got {output}. Rename it."
+        )
     opened = Study.open(study)
-    count = export_items(opened, output) if waiting else export_labels(opened, output)
-    what = "images to label" if waiting else "labels"
+    labels_only = table_only and not waiting and number is None
+    if labels_only:
+        done = ExportResult(files=(output,), rows=export_labels(opened, output), classes=())
+    else:
+        done = export_items(
+            opened,
+            output,
+            format=format or ("parquet" if named == "parquet" else "csv"),
+            number=number,
+            classes=tuple(classes or ()),
+            images=images,
+            guesses=guesses,
+        )
+    said = [f"Wrote {done.rows:,} {'labels' if labels_only else 'images to label'} to {output}."]
+    if format == "label-studio":
+        said.append(f"Labelling configuration of the project: {done.files[1]}")
+    if done.document_root is not None:
+        said += [
+            "Label Studio has to serve the images: start it with",
+            "  LABEL_STUDIO_LOCAL_FILES_SERVING_ENABLED=true",
+            f"  LABEL_STUDIO_LOCAL_FILES_DOCUMENT_ROOT={done.document_root}",
+        ]
     emit(
         "svp.labels.export/1",
-        {"file": output, "rows": count},
-        f"Wrote {count:,} {what} to {output}.",
+        {
+            "file": output,
+            "files": done.files,
+            "rows": done.rows,
+            "classes": done.classes,
+            "document_root": done.document_root,
+        },
+        "\n".join(said),
         as_json=as_json,
         result_file=result_file,
     )

@@ -2,38 +2,49 @@
 
 Every import that says something new becomes one more CSV in `labels/`; nothing is ever edited.
 For an item with several labels the newest wins: by `labeled_at` where both have one, else by the
-order of import. Importing the same content again changes nothing, so a retried job is harmless.
+order of import. Where answers have an annotator, the votes of all annotators decide together
+(`svp.label.vote`), whatever files they came in. Importing the same content again changes nothing,
+so a retried job is harmless.
 """
 
-import csv
 import dataclasses
-import datetime
-import io
-import math
-import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
-from feature_store.atomic import create_bytes, write_bytes
+from feature_store.atomic import write_bytes
 from feature_store.digest import canonical_json, sha256_hex
 from svp.errors import InputError
+from svp.label.agreement import Agreement, agreement
+from svp.label.answer import COLUMNS, Label, older
+from svp.label.names import Names
+from svp.label.vote import Dispute, Verdict, last_votes, resolve
 from svp.progress import Progress
+from svp.study.label_import import Format, read_answers, vote_weights
+from svp.study.label_store import (
+    append_labels,
+    append_votes,
+    cells_of,
+    csv_bytes,
+    current_labels,
+    label_files,
+    rows_digest,
+    votes_of,
+)
 from svp.study.study import Study
 
-COLUMNS: Final = ("id", "label", "annotator", "weight", "labeled_at")
+__all__ = [
+    "Conflict",
+    "ImportResult",
+    "export_labels",
+    "import_labels",
+    "import_source_labels",
+    "label_files",
+    "labels_digest",
+    "read_labels",
+]
+
 _NAMED: Final = 5
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
-class Label:
-    """One answer for one item; optional columns are empty text where nothing was given."""
-
-    id: str
-    label: str
-    annotator: str = ""
-    weight: str = ""
-    labeled_at: str = ""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -51,13 +62,18 @@ class ImportResult:
     """What an import did.
 
     Attributes:
-        file: The file it added to `labels/`, or None when it said nothing new.
+        file: The file it added to `labels/`, or None when it changed no label.
         new: Items that had no label.
         unchanged: Items that had this label.
         changed: Items whose label it replaced.
         outdated: Items whose present label is newer than the imported one, by `labeled_at`.
         blank: Rows without a label.
+        skipped: Answers that a person cancelled or skipped.
+        votes: Votes that were not known before.
+        unknown: Ids that are no item of the study, where they were to be left out.
         conflicts: Every item with two different answers, old and new.
+        disputes: Items of the file on which annotators disagree.
+        agreement: How far annotators agree on the items of the file; None without two answers.
         labelled: Labels of the study now.
     """
 
@@ -67,25 +83,73 @@ class ImportResult:
     changed: int
     outdated: int
     blank: int
+    skipped: int
+    votes: int
+    unknown: tuple[str, ...]
     conflicts: tuple[Conflict, ...]
+    disputes: tuple[Dispute, ...]
+    agreement: Agreement | None
     labelled: int
 
 
-def import_labels(study: Study, file: str | Path, progress: Progress | None = None) -> ImportResult:
-    """Import a CSV or Parquet file with columns id and label.
+def import_labels(
+    study: Study,
+    file: str | Path,
+    progress: Progress | None = None,
+    *,
+    format: Format = "auto",
+    annotator: str = "",
+    weights: str | Path | Mapping[str, float] | None = None,
+    field: str | None = None,
+    skip_unknown: bool = False,
+) -> ImportResult:
+    """Import answers: a CSV or Parquet file, or what a labelling tool exports.
 
-    Optional columns: annotator, weight, labeled_at (ISO 8601). Other columns are ignored, so that
-    a `selection.csv` with a label column added can be imported as it is.
+    A table has columns id and label, and optionally annotator, weight, labeled_at (ISO 8601).
+    Other columns are ignored, so that a `selection.csv` with a label column added can be imported
+    as it is.
+
+    Args:
+        study: The study.
+        file: The answers.
+        progress: Where to report.
+        format: `table`, `label-studio`, `fiftyone` or `cvat`; `auto` looks at the file.
+        annotator: Who answered, where the file does not say.
+        weights: Weight of each annotator's vote, or a CSV with columns annotator and weight;
+            default 1.
+        field: The field with the answers, where samples of FiftyOne have several.
+        skip_unknown: Leave unknown ids out and list them, instead of refusing the file.
 
     Raises:
-        InputError: A column is missing, an id is unknown, or a value is malformed; nothing was
-            written then.
+        InputError: A column is missing, an id is unknown or ambiguous, or a value is malformed;
+            nothing was written then.
     """
     path = Path(file)
-    rows, blank = _read_file(path)
     scan = study.scan(progress=progress)
-    known = {*scan.pool.ids, *(failure.id for failure in scan.failures)}
-    return _import(study, rows, blank=blank, known=known, origin=path.stem, where=str(path))
+    pool = scan.pool
+    names = Names(
+        [*pool.ids, *(failure.id for failure in scan.failures)],
+        lambda: {key: raw.tobytes().hex() for key, raw in zip(pool.ids, pool.digests, strict=True)},
+    )
+    answers = read_answers(path, names, format=format, field=field)
+    factors = vote_weights(weights)
+    rows = [
+        row if row.annotator else dataclasses.replace(row, annotator=annotator)
+        for row in answers.labels
+    ]
+    unknown = sorted({row.id for row in rows if row.id not in names})
+    if unknown and not skip_unknown:
+        named = ", ".join(unknown[:_NAMED]) + (", …" if len(unknown) > _NAMED else "")
+        raise InputError(
+            f"Every id must be an item of the study. Got {len(unknown)} unknown in {path}: "
+            f"{named}. Use the id column of selection.csv, or leave them out with --skip-unknown; "
+            "nothing was imported."
+        )
+    wanted = [row for row in rows if row.id in names]
+    done = _import(study, wanted, origin=path.stem, factors=factors)
+    return dataclasses.replace(
+        done, blank=answers.blank, skipped=answers.skipped, unknown=tuple(unknown)
+    )
 
 
 def import_source_labels(study: Study, progress: Progress | None = None) -> ImportResult:
@@ -109,7 +173,7 @@ def import_source_labels(study: Study, progress: Progress | None = None) -> Impo
             "The source must have labels: class folders, or a label column in its manifest. "
             "Got none outside the test split. Import a file: svp labels import STUDY FILE"
         )
-    return _import(study, rows, blank=0, known=set(pool.ids), origin="source", where="the source")
+    return _import(study, rows, origin="source")
 
 
 def read_labels(study: Study, files: Collection[str] | None = None) -> dict[str, str]:
@@ -119,14 +183,7 @@ def read_labels(study: Study, files: Collection[str] | None = None) -> dict[str,
         study: The study.
         files: Names of the imports to read, as a round's receipt lists them; default: all.
     """
-    return {identifier: row.label for identifier, row in _current(study, files).items()}
-
-
-def label_files(study: Study) -> list[str]:
-    """Return the names of the study's imports, oldest first."""
-    if not study.labels_dir.is_dir():
-        return []
-    return sorted(path.name for path in study.labels_dir.glob("*.csv"))
+    return {identifier: row.label for identifier, row in current_labels(study, files).items()}
 
 
 def labels_digest(labels: Mapping[str, str]) -> str:
@@ -135,257 +192,128 @@ def labels_digest(labels: Mapping[str, str]) -> str:
 
 
 def export_labels(study: Study, output: str | Path) -> int:
-    """Write the current labels as CSV; return their number."""
-    rows = _current(study, None)
-    write_bytes(Path(output), _csv(COLUMNS, (_cells(rows[key]) for key in sorted(rows))))
+    """Write the current labels as CSV, or as Parquet if so named; return their number."""
+    rows = current_labels(study)
+    cells = [cells_of(rows[key]) for key in sorted(rows)]
+    if Path(output).suffix.lower() == ".parquet":
+        import pyarrow as pa
+
+        from svp.study.label_export import parquet_bytes
+
+        columns = {name: [row[at] for row in cells] for at, name in enumerate(COLUMNS)}
+        schema = pa.schema([(name, pa.string()) for name in COLUMNS])
+        write_bytes(Path(output), parquet_bytes(pa.table(columns, schema=schema)))
+    else:
+        write_bytes(Path(output), csv_bytes(COLUMNS, cells))
     return len(rows)
 
 
-def export_items(study: Study, output: str | Path) -> int:
-    """Write the selected items that still wait for a label as CSV; return their number.
+class _Counts:
+    """What an import finds, row by row."""
 
-    The columns are id, uri, label (empty, to be filled in) and what the selection says. The file
-    can be imported again when it is filled.
+    def __init__(self) -> None:
+        self.number = dict.fromkeys(("new", "unchanged", "changed", "outdated"), 0)
+        self.conflicts: list[Conflict] = []
+        self.added: list[Label] = []
 
-    Raises:
-        InputError: No round has been selected.
-    """
-    from svp.study.record import round_folders
+    def conflict(self, name: str, *, old: str, new: str, kept: str) -> None:
+        self.conflicts.append(Conflict(id=name, old=old, new=new, kept=kept))
 
-    folders = round_folders(study)
-    if not folders:
-        raise InputError(
-            f"A round must be selected first. Got none. Run: svp select {study.path} --budget N"
-        )
-    labels = read_labels(study)
-    columns = ("id", "uri", "label", "round", "rank", "utility", "predicted", "confidence")
-    waiting: list[tuple[str, ...]] = []
-    for folder in folders:
-        with (folder / "selection.csv").open(encoding="utf-8", newline="") as stream:
-            waiting += [
-                tuple("" if column == "label" else row[column] for column in columns)
-                for row in csv.DictReader(stream)
-                if row["id"] not in labels
-            ]
-    write_bytes(Path(output), _csv(columns, waiting))
-    return len(waiting)
-
-
-def _csv(columns: Iterable[str], rows: Iterable[tuple[str, ...]]) -> bytes:
-    stream = io.StringIO()
-    writer = csv.writer(stream, lineterminator="\n")
-    writer.writerow(columns)
-    writer.writerows(rows)
-    return stream.getvalue().encode()
-
-
-def _cells(row: Label) -> tuple[str, ...]:
-    return (row.id, row.label, row.annotator, row.weight, row.labeled_at)
-
-
-def _current(study: Study, files: Collection[str] | None) -> dict[str, Label]:
-    present = label_files(study)
-    missing = sorted(set(files or ()) - set(present))
-    if missing:
-        raise InputError(
-            f"{study.labels_dir} must hold every import. Got none named {missing[0]}. Restore it."
-        )
-    current: dict[str, Label] = {}
-    for name in present if files is None else sorted(files):
-        for row in _read_import(study.labels_dir / name):
-            if row.id not in current or not _older(row, current[row.id]):
-                current[row.id] = row
-    return current
-
-
-def _read_import(path: Path) -> list[Label]:
-    try:
-        if not path.name.partition("-")[0].isdecimal():
-            raise ValueError("its name has no number")
-        with path.open(encoding="utf-8", newline="") as stream:
-            rows = [
-                Label(**{column: cells[column] for column in COLUMNS})
-                for cells in csv.DictReader(stream)
-            ]
-        for row in rows:
-            _moment(row.labeled_at or "2000-01-01")
-    except (ValueError, KeyError, TypeError, AttributeError, csv.Error) as error:
-        raise InputError(
-            f"The files of {path.parent} must be those that svp wrote. Got {path.name} "
-            f"({type(error).__name__}: {error}). Move it away, then: svp labels import STUDY FILE"
-        ) from error
-    return rows
-
-
-def _older(row: Label, than: Label) -> bool:
-    if not (row.labeled_at and than.labeled_at):
-        return False
-    return _moment(row.labeled_at) < _moment(than.labeled_at)
-
-
-def _moment(text: str) -> datetime.datetime:
-    moment = datetime.datetime.fromisoformat(text)
-    return moment if moment.tzinfo is not None else moment.replace(tzinfo=datetime.UTC)
+    def compare(self, row: Label, old: Label | None, *, known: bool) -> None:
+        """Compare a row with the label that counts; `known`: it was imported before."""
+        if old is None:
+            if row.label:  # else its only voter took the answer back on the page
+                self.number["new"] += 1
+                self.added.append(row)
+        elif old.label == row.label:
+            self.number["unchanged"] += 1
+            if older(old, row):
+                self.added.append(row)  # the same answer, confirmed later: outlives older changes
+        elif known or not row.label or older(row, old):
+            self.number["outdated"] += 1
+            self.conflict(row.id, old=old.label, new=row.label, kept=old.label)
+        else:
+            self.number["changed"] += 1
+            self.conflict(row.id, old=old.label, new=row.label, kept=row.label)
+            self.added.append(row)
 
 
 def _import(
-    study: Study, rows: list[Label], *, blank: int, known: set[str], origin: str, where: str
+    study: Study, rows: list[Label], *, origin: str, factors: Mapping[str, float] | None = None
 ) -> ImportResult:
-    unknown = sorted({row.id for row in rows} - known)
-    if unknown:
-        named = ", ".join(unknown[:_NAMED]) + (", …" if len(unknown) > _NAMED else "")
-        raise InputError(
-            f"Every id must be an item of the study. Got {len(unknown)} unknown in {where}: "
-            f"{named}. Use the id column of selection.csv; nothing was imported."
-        )
-    conflicts: list[Conflict] = []
-    incoming: dict[str, Label] = {}
+    counts = _Counts()
+    last: dict[str, Label] = {}
+    # Two answers of one person to one item: the newest of them.
+    of_person: dict[tuple[str, str], Label] = {}
     for row in rows:
-        old = incoming.get(row.id)
-        keep = row if old is None or not _older(row, old) else old
-        if old is not None and old.label != row.label:
-            conflicts.append(Conflict(id=row.id, old=old.label, new=row.label, kept=keep.label))
-        incoming[row.id] = keep
-    current = _current(study, None)
-    digest = sha256_hex(canonical_json(sorted(_cells(row) for row in incoming.values())))[:12]
+        key = (row.id, row.annotator)
+        earlier = of_person.get(key)
+        keep = row if earlier is None or not older(row, earlier) else earlier
+        if earlier is not None and earlier.label != row.label:
+            counts.conflict(row.id, old=earlier.label, new=row.label, kept=keep.label)
+        of_person[key] = keep
+        before = last.get(row.id)
+        last[row.id] = row if before is None or not older(row, before) else before
+    people = {row.id for row in rows if row.annotator}
+    by_item: dict[str, list[Label]] = {}
+    for row in of_person.values():
+        by_item.setdefault(row.id, []).append(row)
+    current = current_labels(study)
+    plain = [row for row in last.values() if row.id not in people]
     # The same content again, perhaps by a retried job after a newer import: old news.
+    digest = rows_digest(last.values())
     again = any(name.endswith(f"-{digest}.csv") for name in label_files(study))
-    counts = dict.fromkeys(("new", "unchanged", "changed", "outdated"), 0)
-    added: list[Label] = []
-    for row in incoming.values():
-        old = current.get(row.id)
-        if old is None:
-            counts["new"] += 1
-            added.append(row)
-        elif old.label == row.label:
-            counts["unchanged"] += 1
-            if _older(old, row):
-                added.append(row)  # the same answer, confirmed later: it outlives older changes
-        elif again or _older(row, old):
-            counts["outdated"] += 1
-            conflicts.append(Conflict(id=row.id, old=old.label, new=row.label, kept=old.label))
-        else:
-            counts["changed"] += 1
-            conflicts.append(Conflict(id=row.id, old=old.label, new=row.label, kept=row.label))
-            added.append(row)
-    file = _append(study, added, origin, digest) if added else None
+    for row in plain:
+        counts.compare(row, current.get(row.id), known=again)
+    votes = votes_of(study) if people else {}
+    added_votes: list[Label] = []
+    disputes: list[Dispute] = []
+    said: list[Mapping[str, str]] = []
+    for name in (name for name in last if name in people):
+        stored = votes.get(name, [])
+        own = [_vote(row, factors or {}) for row in by_item[name]]
+        fresh = [vote for vote in own if vote not in stored]
+        added_votes += fresh
+        # Stored votes keep their place: a file that comes again must not count as newer.
+        every = [*stored, *fresh]
+        verdict = resolve(every)
+        _compare_votes(counts, verdict, last[name], current.get(name), known=not fresh)
+        if verdict.dispute is not None:
+            disputes.append(verdict.dispute)
+        said.append({who: vote.label for who, vote in last_votes(every).items() if vote.label})
+    # Votes last: a kill in between leaves them unknown, so the same import completes them.
+    file = append_labels(study, counts.added, origin, digest) if counts.added else None
+    if added_votes:
+        append_votes(study, added_votes, origin)
     return ImportResult(
         file=file,
-        blank=blank,
-        conflicts=tuple(conflicts),
-        labelled=len(current) + counts["new"],
-        **counts,
+        blank=0,
+        skipped=0,
+        votes=len(added_votes),
+        unknown=(),
+        conflicts=tuple(counts.conflicts),
+        disputes=tuple(sorted(disputes, key=lambda dispute: dispute.id)),
+        agreement=agreement(said),
+        labelled=len(current) + counts.number["new"],
+        **counts.number,
     )
 
 
-def _append(study: Study, rows: list[Label], origin: str, digest: str) -> str:
-    study.labels_dir.mkdir(parents=True, exist_ok=True)
-    stem = re.sub(r"[^A-Za-z0-9_.]+", "_", origin)[:40] or "labels"
-    content = _csv(COLUMNS, (_cells(row) for row in rows))
-    number = 1 + max((int(name.split("-")[0]) for name in label_files(study)), default=-1)
-    while True:
-        name = f"{number:04d}-{stem}-{digest}.csv"
-        taken = any(study.labels_dir.glob(f"{number:04d}-*.csv"))
-        if not taken and create_bytes(study.labels_dir / name, content):
-            return name
-        number += 1
+def _vote(row: Label, factors: Mapping[str, float]) -> Label:
+    # The weight of a row is the label's own; in a vote it is the voter's.
+    factor = factors.get(row.annotator, 1.0)
+    return dataclasses.replace(row, weight="" if factor == 1.0 else f"{factor:g}")
 
 
-def _read_file(path: Path) -> tuple[list[Label], int]:
-    """Return the labelled rows of a file and the number of blank ones."""
-    if not path.is_file():
-        raise InputError(f"A label file must exist. Got {path}. Correct the path.")
-    columns = _read_parquet(path) if path.suffix.lower() == ".parquet" else _read_csv(path)
-    missing = [name for name in ("id", "label") if name not in columns]
-    if missing:
-        found = ", ".join(columns) or "none"
-        raise InputError(
-            f"A label file must have columns id and label. Got {found} in {path}. "
-            f"Rename or add {' and '.join(missing)}."
-        )
-    length = len(columns["id"])
-    empty = [""] * length
-    rows: list[Label] = []
-    blank = 0
-    values = [columns.get(name, empty) for name in COLUMNS]
-    for line, cells in enumerate(zip(*values, strict=True), start=2):
-        row = Label(**dict(zip(COLUMNS, cells, strict=True)))
-        if not row.label:
-            blank += 1
-            continue
-        if not row.id:
-            raise InputError(f"Every label must have an id. Got none in row {line} of {path}.")
-        _check(row, line, path)
-        rows.append(row)
-    return rows, blank
-
-
-def _check(row: Label, line: int, path: Path) -> None:
-    try:
-        weight = float(row.weight) if row.weight else 1.0
-    except ValueError:
-        weight = math.nan
-    if not (math.isfinite(weight) and weight >= 0):
-        raise InputError(
-            f"weight must be a number of at least 0. Got {row.weight!r} in row {line} of {path}."
-        )
-    try:
-        _moment(row.labeled_at or "2000-01-01")
-    except ValueError as error:
-        raise InputError(
-            f"labeled_at must be a time in ISO 8601. Got {row.labeled_at!r} in row {line} of "
-            f"{path}. Write it like 2026-01-31T12:00:00Z."
-        ) from error
-
-
-def _read_csv(path: Path) -> dict[str, list[str]]:
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-        lines = [row for row in csv.reader(io.StringIO(text), strict=True) if row]
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise InputError(
-            f"A label file must be CSV in UTF-8, or Parquet. Got {path}: {error}. Export it again."
-        ) from error
-    if not lines:
-        return {}
-    header = [name.strip() for name in lines[0]]
-    for number, row in enumerate(lines[1:], start=2):
-        if len(row) != len(header):
-            raise InputError(
-                f"Every row must have {len(header)} cells, as the header. Got {len(row)} in row "
-                f"{number} of {path}. Quote values that hold commas."
-            )
-    return {
-        name: [row[column] if name == "id" else row[column].strip() for row in lines[1:]]
-        for column, name in enumerate(header)
-    }
-
-
-def _read_parquet(path: Path) -> dict[str, list[str]]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        present = pq.read_schema(path).names
-        table = pq.read_table(path, columns=[name for name in present if name in COLUMNS])
-    except (pa.ArrowInvalid, OSError) as error:
-        raise InputError(f"A label file must be CSV or Parquet. Got {path}: {error}.") from error
-    columns: dict[str, list[str]] = {name: [] for name in present}
-    for name in table.column_names:
-        columns[name] = [_plain(value, name, path) for value in table.column(name).to_pylist()]
-    return columns
-
-
-def _plain(value: Any, name: str, path: Path) -> str:
-    if value is None or (isinstance(value, float) and math.isnan(value)):
-        return ""
-    if isinstance(value, datetime.datetime):
-        return value.isoformat()
-    if isinstance(value, list | dict):
-        raise InputError(
-            f"{name} must hold one value per row. Got {value!r} in {path}. "
-            "svp learns one class per image."
-        )
-    if isinstance(value, float) and value.is_integer() and name == "label":
-        return str(int(value))  # pandas turns whole numbers beside a blank into floats
-    return str(value) if name == "id" else str(value).strip()
+def _compare_votes(
+    counts: _Counts, verdict: Verdict, given: Label, old: Label | None, *, known: bool
+) -> None:
+    late = old is not None and given.label != old.label and older(given, old)
+    if late and old is not None and verdict.label.label == old.label:
+        counts.number["outdated"] += 1
+        counts.conflict(given.id, old=old.label, new=given.label, kept=old.label)
+        return
+    decided = verdict.label
+    alone = (decided.label, decided.annotator) == (given.label, given.annotator)
+    weight = given.weight if alone else ""
+    counts.compare(dataclasses.replace(decided, weight=weight), old, known=known)

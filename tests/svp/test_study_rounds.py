@@ -9,7 +9,8 @@ from study_fixtures import config_of, truth_of, write_labels, write_material
 from svp.errors import IdentityError, InputError
 from svp.study import rounds as rounds_module
 from svp.study.config import ProxySection, StrategySection
-from svp.study.labels import export_items, import_labels, import_source_labels
+from svp.study.label_export import export_items
+from svp.study.labels import import_labels, import_source_labels
 from svp.study.record import SELECTION_COLUMNS, read_rounds
 from svp.study.rounds import replay, select
 from svp.study.study import Study
@@ -117,7 +118,7 @@ def test_pending_items_are_not_selected_again(new_study):
     _label(study, _ids(first)[:5])
     second = select(study, 51)
     assert not set(_ids(first)) & set(_ids(second))
-    assert export_items(study, study.path / "todo.csv") == 4 + 51
+    assert export_items(study, study.path / "todo.csv").rows == 4 + 51
     with (study.path / "todo.csv").open(newline="") as stream:
         rows = list(csv.DictReader(stream))
     assert [row["id"] for row in rows[:4]] == _ids(first)[5:]
@@ -129,7 +130,7 @@ def test_pending_items_are_not_selected_again(new_study):
         writer.writeheader()
         writer.writerows(rows)
     assert import_labels(study, study.path / "done.csv").labelled == 60
-    assert export_items(study, study.path / "todo.csv") == 0
+    assert export_items(study, study.path / "todo.csv").rows == 0
     with pytest.raises(InputError, match="items left to label"):
         select(study, 1)
 
