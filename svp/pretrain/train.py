@@ -2,7 +2,8 @@
 
 Every random choice derives from (seed, epoch) or (seed, step) by hash, and the state between two
 steps is in the checkpoint. So a run that was killed at any instant and started again ends with
-the same bits as one left alone, on the same machine and thread count.
+the same bits as one left alone, on the same machine and thread count. SIGTERM and SIGINT wait for
+the step that runs and for a last checkpoint.
 
 Shapes: N = images, S = image side.
 """
@@ -26,6 +27,7 @@ from svp.errors import InputError
 from svp.pretrain import checkpoint
 from svp.pretrain.config import BYOLConfig
 from svp.pretrain.run import Epoch, Int64Array, Run
+from svp.pretrain.stopping import Stopping
 from svp.progress import Progress, Silent
 
 _CHECKPOINT: Final = "checkpoint.pt"
@@ -129,7 +131,10 @@ def pretrain(
     seconds_before = run.seconds
     started = saved = time.monotonic()
     label, done = f"pretrain {config.arch}", run.step * run.batch
-    with progress.task(label, run.total * run.batch, "images", done) as task:
+    with (
+        Stopping() as stopping,
+        progress.task(label, run.total * run.batch, "images", done) as task,
+    ):
         while run.step < run.total:
             run.train_step()
             note = f"loss {run.loss:.3f}" if run.step % _NOTE_STEPS == 0 else ""
@@ -141,10 +146,12 @@ def pretrain(
             task.advance(run.batch, note)
             now = time.monotonic()
             run.seconds = seconds_before + now - started
-            if now - saved >= checkpoint_every_s:
+            if stopping.asked or now - saved >= checkpoint_every_s:
                 _ = run.loss  # raises before a broken state could replace a good one
                 checkpoint.save(output / _CHECKPOINT, identity, run.state())
                 saved = now
+            if stopping.asked:
+                stopping.leave()
     return _publish(run, output, identity, images=len(images_u8_N3SS))
 
 

@@ -104,6 +104,18 @@ def test_the_heads_have_no_biases_and_the_global_state_is_left_alone():
     assert torch.equal(torch.get_rng_state(), before)
 
 
+def test_heads_start_as_published():
+    net = network(head_width=256, projection_dim=128)
+    for layer, fan_out in ((net.online.projector[0], 256), (net.online.projector[3], 128)):
+        # Kaiming for ReLU, over the outputs.
+        assert layer.weight.std().item() == pytest.approx((2 / fan_out) ** 0.5, rel=0.05)
+    for layer in (net.predictor[0], net.predictor[3]):
+        assert layer.weight.std().item() == pytest.approx(0.01, rel=0.05)
+        assert abs(layer.weight.mean().item()) < 1e-3
+    for name, value in net.target.state_dict().items():
+        assert torch.equal(value, net.online.state_dict()[name])
+
+
 def test_lars_steps_in_proportion_to_the_norm():
     weight = torch.nn.Parameter(torch.tensor([3.0, 4.0]))
     free = torch.nn.Parameter(torch.tensor([1.0]))

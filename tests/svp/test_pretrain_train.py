@@ -131,6 +131,41 @@ def test_a_killed_process_resumes_to_the_same_bits(tmp_path):
     assert weights(killed) == weights(tmp_path / "whole")
 
 
+class SignalAfter(StopAfter):
+    """A progress during whose n-th report the process is asked to stop."""
+
+    def advance(self, amount=1, note=""):
+        del amount, note
+        self.left -= 1
+        if self.left == 0:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+def test_sigterm_saves_a_last_checkpoint_and_then_acts(tmp_path):
+    def stop(number, frame):
+        raise _Stop
+
+    pretrain(random_images(), TINY, seed=3, output=tmp_path / "whole")
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        with pytest.raises(_Stop):
+            pretrain(
+                random_images(),
+                TINY,
+                seed=3,
+                output=tmp_path / "parts",
+                checkpoint_every_s=1e9,
+                progress=SignalAfter(5),
+            )
+        assert signal.getsignal(signal.SIGTERM) is stop
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    saved = torch.load(tmp_path / "parts" / "checkpoint.pt", weights_only=True)
+    assert saved["state"]["step"] == 5
+    pretrain(random_images(), TINY, seed=3, output=tmp_path / "parts")
+    assert weights(tmp_path / "parts") == weights(tmp_path / "whole")
+
+
 def test_a_finished_run_is_not_repeated(tmp_path):
     first = pretrain(random_images(), TINY, seed=3, output=tmp_path)
     stamp = (tmp_path / "weights.safetensors").stat().st_mtime_ns
