@@ -30,7 +30,7 @@ from svp.errors import InputError
 from svp.progress import Silent
 from svp.study.config import StoreSection, StrategySection
 from svp.study.labels import import_labels
-from svp.study.rounds import replay
+from svp.study.replay import replay
 from svp.study.rounds import select as select_alone
 from svp.study.study import Study
 

@@ -14,6 +14,7 @@ from svp.cli import (
     models,
     pool,
     reading,
+    receipts,
     refresh,
     training,
     upkeep,
@@ -61,6 +62,8 @@ app.add_typer(pool.pool_app, name="pool")
 app.command("select")(labelling.select)
 app.command("label")(answering.label)
 app.add_typer(waiting.labels_app, name="labels")
+app.command("replay")(receipts.replay)
+app.command("why")(receipts.why)
 app.command("refresh")(refresh.refresh)
 app.command("finetune")(training.finetune)
 app.command("predict")(models.predict)

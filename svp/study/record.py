@@ -4,7 +4,7 @@ import csv
 import dataclasses
 import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -169,6 +169,11 @@ def state_digest(state: Mapping[str, Any]) -> str | None:
 def read_rounds(study: Study) -> list[RoundResult]:
     """Read every finished round, oldest first."""
     return [read_round(folder) for folder in round_folders(study)]
+
+
+def pending_ids(rounds: Collection[RoundResult], labels: Mapping[str, str]) -> set[str]:
+    """Return the ids that were selected in `rounds` and have no label yet."""
+    return {pick.id for done in rounds for pick in done.picks} - labels.keys()
 
 
 def selection_digest(picks: tuple[Pick, ...]) -> str:

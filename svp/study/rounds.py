@@ -7,23 +7,30 @@ that counts and the next one starts over.
 import dataclasses
 import shutil
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from feature_store.atomic import write_json
-from svp.cluster.executor import InProcess
-from svp.errors import IdentityError, InputError
+from svp.errors import InputError
 from svp.metrics import imbalance
 from svp.progress import Progress, Silent
 from svp.provenance import hardware, now, versions
-from svp.study.choice import Choice, Clock, Plan, choose, evaluate, plan_of_receipt, plan_round
+from svp.study.choice import Choice, Clock, Plan, choose, evaluate, plan_round
+from svp.study.evidence import (
+    LABELS_FILE,
+    file_digest,
+    seal,
+    write_labels_known,
+    write_vectors,
+)
 from svp.study.features import read_features, split_rows
-from svp.study.hierarchy import EXACTNESS as HIERARCHICAL
 from svp.study.labels import label_files, labels_digest, read_labels
 from svp.study.options import check_options
 from svp.study.record import (
     ROUND_SCHEMA,
     RoundResult,
+    pending_ids,
     read_round,
     read_rounds,
     selection_digest,
@@ -125,7 +132,7 @@ def select(
     encoder_id = aligned.encoder_id
     asking: dict[str, Any] = {
         "labels": labels,
-        "pending": _pending(done, labels),
+        "pending": pending_ids(done, labels),
         "budget": budget,
         "device": device,
         "clock": clock,
@@ -161,9 +168,12 @@ def select(
         shutil.rmtree(folder)  # a killed run's: without its round.json it never existed
     folder.mkdir(parents=True)
     write_selection(folder, plan.number, choice.name, choice.picks)
+    write_labels_known(folder, labels)
     write_state(folder, choice.name, choice.selection.state)
     if choice.learner.proxy is not None:
         choice.learner.proxy.save(folder / "proxy.safetensors")
+    receipt["evidence"] = _evidence(folder, aligned.features, done)
+    receipt["seal"] = seal(receipt)
     clock.lap("write")
     write_json(folder / "round.json", {**receipt, "timings_s": clock.seconds})
     progress.say(f"Round {plan.number}: {budget} items by {choice.name}, in {folder}")
@@ -240,71 +250,18 @@ def _align(
     return _Aligned(encoder_id=encoder_id, features=features, entry=entry)
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
-class ReplayResult:
-    """A round computed again.
-
-    Attributes:
-        number: The round.
-        identical: Whether the same items came out in the same order.
-        differing: Ranks at which they differ.
-    """
-
-    number: int
-    identical: bool
-    differing: tuple[int, ...]
-
-
-def replay(
-    study: Study, number: int, *, device: str = "cpu", progress: Progress | None = None
-) -> ReplayResult:
-    """Recompute a round from its receipt: the labels, settings and embeddings of its time.
-
-    Raises:
-        InputError: There is no such round, or imports it used are gone.
-        IdentityError: The study's images are not those of the round any more.
-    """
-    done = read_rounds(study)
-    found = next((earlier for earlier in done if earlier.number == number), None)
-    if found is None:
-        known = ", ".join(str(earlier.number) for earlier in done) or "none"
-        raise InputError(f"A round must be one of: {known}. Got {number}. Name one of them.")
-    receipt = found.receipt
-    labels = read_labels(study, receipt["labels"]["files"])
-    pool = study.scan(progress=progress).pool
-    if pool.id != receipt["pool"]["id"]:
-        raise IdentityError(
-            f"The images must be those of round {number}, pool {receipt['pool']['id']}. "
-            f"Got pool {pool.id}: images were added, changed or removed since."
-        )
-    asking: dict[str, Any] = {
-        "labels": labels,
-        "pending": _pending([earlier for earlier in done if earlier.number < number], labels),
-        "budget": receipt["budget"],
-        "device": device,
-        "clock": Clock(),
-        "rounds": done,
+def _evidence(
+    folder: Path, features: "Features | ScatteredPool", done: list[RoundResult]
+) -> dict[str, Any]:
+    """Return digests of what is in a round's folder, and of the embeddings it used."""
+    # Embeddings that workers hold would have to travel to be digested here.
+    x_Md = None if isinstance(features, ScatteredPool) else features.x_Md
+    return {
+        "vectors": dataclasses.asdict(write_vectors(folder, features.ids, x_Md, done)),
+        "proxy": file_digest(folder / "proxy.safetensors"),
+        "selection": file_digest(folder / "selection.csv"),
+        "labels": file_digest(folder / LABELS_FILE),
     }
-    plan, encoder_id = plan_of_receipt(receipt), receipt["encoder"]["id"]
-    if receipt["strategy"]["exactness"] == HIERARCHICAL:
-        # Its parts belong to what was chosen, whoever worked them off.
-        scattered = open_scattered(InProcess(), study, pool, encoder_id, device=device)
-        part_rows = receipt["strategy"]["counters"]["part_rows"]
-        choice = choose_scattered(scattered, plan, part_rows=part_rows, **asking)
-    else:
-        features = read_features(
-            study, study.open_store(), pool, encoder_id, split_rows(pool)["train"]
-        )
-        asking["views"] = read_views(
-            study, study.open_store(), pool, encoder_id, features.ids, plan.proxy_config
-        )
-        choice = choose(features, plan, **asking)
-    differing = tuple(
-        before.rank
-        for before, after in zip(found.picks, choice.picks, strict=True)
-        if before.id != after.id
-    )
-    return ReplayResult(number=number, identical=not differing, differing=differing)
 
 
 def _is_open(last: RoundResult, labels: Mapping[str, str]) -> bool:
@@ -327,10 +284,6 @@ def _check_same(last: RoundResult, asked: Mapping[str, Any]) -> None:
                 f"with {name} {used[name][0]} and its items wait. Got {name} {value}. "
                 f"Import labels, or delete {last.folder} to select it anew."
             )
-
-
-def _pending(done: Collection[RoundResult], labels: Mapping[str, str]) -> set[str]:
-    return {pick.id for earlier in done for pick in earlier.picks} - labels.keys()
 
 
 def _receipt(

@@ -16,7 +16,8 @@ from svp.study.finetune import finetune_study
 from svp.study.labels import import_labels
 from svp.study.refresh import refresh
 from svp.study.refreshes import encoder_in_force, read_refreshes
-from svp.study.rounds import replay, select
+from svp.study.replay import replay
+from svp.study.rounds import select
 from svp.study.study import Study
 from tests.svp.study_fixtures import config_of, truth_of, write_labels, write_material
 

@@ -20,7 +20,8 @@ from svp.study.config import DataSection, StrategySection
 from svp.study.features import StoredRows, read_features, split_rows, standardiser_of
 from svp.study.labels import import_labels
 from svp.study.record import read_rounds
-from svp.study.rounds import replay, select
+from svp.study.replay import replay
+from svp.study.rounds import select
 from svp.study.simulate import simulate
 from svp.study.study import Study
 
