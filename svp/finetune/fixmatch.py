@@ -1,7 +1,7 @@
 """FixMatch: the strong view learns the weak view's label where that is confident.
 
 Source: Sohn et al. 2020, "FixMatch: Simplifying Semi-Supervised Learning with Consistency and
-Confidence", equation 4.
+Confidence", section 2.2.
 """
 
 import torch

@@ -1,7 +1,7 @@
 """FreeMatch: thresholds that follow the confidence of the network, overall and per class.
 
 Source: Wang et al. 2023, "FreeMatch: Self-adaptive Thresholding for Semi-supervised Learning",
-equations 5 to 7 (global and local thresholds) and 9 to 11 (fairness).
+section 4: self-adaptive thresholds, overall and per class, and self-adaptive fairness.
 
 Shapes: M = unlabelled images of one step, C = classes.
 """

@@ -1,7 +1,7 @@
 """MixMatch: guessed labels from two weak views, and every image mixed with another.
 
 Source: Berthelot et al. 2019, "MixMatch: A Holistic Approach to Semi-Supervised Learning",
-equations 3 to 14 and algorithm 1. Mixing ratios are drawn per image, as in the authors' code.
+section 3 and algorithm 1. Mixing ratios are drawn per image, as in the authors' code.
 
 Shapes: A = all images of a step (labelled, first views, second views), B = labelled, M =
 unlabelled, S = side in pixels, C = classes.

@@ -1,7 +1,7 @@
 """SoftMatch: every pseudo-label counts, by how close its confidence is to the mean.
 
 Source: Chen et al. 2023, "SoftMatch: Addressing the Quantity-Quality Trade-off in Semi-supervised
-Learning", equations 7 and 8 (the truncated Gaussian) and 10 (uniform alignment).
+Learning", section 3: the truncated Gaussian with moving mean and variance, and uniform alignment.
 
 Shapes: M = unlabelled images of one step, C = classes.
 """

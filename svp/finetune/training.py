@@ -88,6 +88,7 @@ class Training:
             labelled,
             unlabelled[0],
             config,
+            first_unlabelled=None if config.method == "supervised" else self._first_unlabelled,
             seed=seed,
             device=device,
             group=self._group,
@@ -142,11 +143,9 @@ class Training:
             freeze_batch_norm(self.classifier)
         set_rate(self._optimiser, rate_factor(step, self.total, config))
         self._optimiser.zero_grad(set_to_none=True)
-        views = self._views.at(step, self._unlabelled_step)
-        rank, done = (
-            self._group.rank,
-            self._unlabelled_step / max(self.total - self._first_unlabelled, 1),
-        )
+        views = self._views.at(step)
+        rank, first = self._group.rank, self._first_unlabelled
+        done = max(step - first, 0) / max(self.total - first, 1)
         layers = derive_seed(self._seed, "finetune-layers", step, rank)
         mixing = derive_seed(self._seed, "finetune-mixup", step, rank)
         with _layer_randomness(layers, self._device):
@@ -162,10 +161,6 @@ class Training:
         self._stretch += 1
         if self._stretch == self._report_every or self.step_number == self.total:
             self._report()
-
-    @property
-    def _unlabelled_step(self) -> int:
-        return -1 if self._rule is None else self.step_number - self._first_unlabelled
 
     def _report(self) -> None:
         loss, loss_unlabelled, mask, right, known = self._sums_5.tolist()

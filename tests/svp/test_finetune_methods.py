@@ -26,6 +26,7 @@ from svp.finetune.run import finetune
 from svp.finetune.softmatch import SoftMatch
 from svp.finetune.training import Training
 from svp.finetune.uda import UDA
+from svp.finetune.views import Views
 
 SEMI = [method for method in METHODS if method != "supervised"]
 ALONE = Group()
@@ -354,6 +355,24 @@ def test_shares_of_a_batch_get_the_numbers_of_the_whole():
         for start, stop in ((0, 3), (3, 10))
     ]
     torch.testing.assert_close(torch.cat(parts), whole)
+
+
+def test_reading_ahead_changes_nothing():
+    data, config = digits(), small("flexmatch", supervised_share=0.5)
+    labelled = (torch.from_numpy(data.labelled_rows), torch.from_numpy(data.labels_L))
+    rows_U, device = torch.from_numpy(data.unlabelled_rows), torch.device("cpu")
+    given = {"first_unlabelled": 2, "seed": 1, "device": device, "group": ALONE}
+    plain, ahead = (
+        Views(data.images_N3SS, labelled, rows_U, config, ahead=ahead, **given)
+        for ahead in (False, True)
+    )
+    for step in (0, 1, 2, 3, 7, 3):  # also steps that nobody read ahead
+        one, other = plain.at(step), ahead.at(step)
+        assert torch.equal(one.x_B3SS, other.x_B3SS)
+        assert (one.weak_M3SS is None) == (step < 2)
+        if step >= 2:
+            assert torch.equal(one.other_M3SS, other.other_M3SS)
+            assert torch.equal(one.every_row, other.every_row)
 
 
 def test_labelled_mixup_mixes_targets_as_well():
