@@ -30,6 +30,7 @@ RUN = (
     "architecture.md",
     "strategies.md",
     "metrics.md",
+    "labelling.md",
 )
 COMMON = ("--json", "--result-file")
 IMAGES_OF_A_CLASS = {"train": 18, "test": 4}
