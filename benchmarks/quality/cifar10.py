@@ -23,7 +23,7 @@ import numpy as np
 import torch
 
 from feature_store.atomic import write_json, write_text
-from svp.cli.training import simulation_text
+from svp.cli.simulation import simulation_text
 from svp.embed import load_features
 from svp.encoders.backbones import build_backbone
 from svp.encoders.folder import write_encoder_folder

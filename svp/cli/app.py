@@ -13,9 +13,11 @@ from svp.cli import (
     labelling,
     models,
     pool,
+    protocols,
     reading,
     receipts,
     refresh,
+    simulation,
     training,
     upkeep,
     waiting,
@@ -68,8 +70,9 @@ app.command("refresh")(refresh.refresh)
 app.command("finetune")(training.finetune)
 app.command("predict")(models.predict)
 app.command("export")(models.export)
-app.command("simulate")(training.simulate)
+app.command("simulate")(simulation.simulate)
 app.command("curves")(curves.curves)
+app.add_typer(protocols.protocols_app, name="protocols")
 app.command("report")(reading.report)
 app.command("pretrain")(training.pretrain)
 app.add_typer(upkeep.store_app, name="store")

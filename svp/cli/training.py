@@ -1,28 +1,24 @@
-"""`svp pretrain`, `svp finetune`, `svp simulate` and `svp demo`: what takes minutes."""
+"""`svp pretrain`, `svp finetune` and `svp demo`: what takes minutes."""
 
 import dataclasses
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
+from svp.cli.deviation import say_deviation
 from svp.cli.options import (
     DeviceOption,
     JsonOption,
-    MemoryOption,
     ResultFileOption,
     SetOption,
     StudyArgument,
-    parse_memory,
     parse_settings,
     resolve_device,
 )
-from svp.cli.output import emit, table
+from svp.cli.output import emit
 from svp.errors import InputError
 from svp.progress import Silent, automatic
-
-if TYPE_CHECKING:
-    from svp.study.simulate import SimulationResult
 
 
 def pretrain(
@@ -204,6 +200,8 @@ def finetune(
     )
     if not writes():
         return
+    if simulated is None and output is None:
+        say_deviation(opened, "finetune")
     evaluation = done.metrics.get("evaluation")
     scored = (
         f"Accuracy {evaluation['accuracy']:.2%} on {evaluation['examples']:,.0f} held-out images. "
@@ -219,110 +217,6 @@ def finetune(
     )
 
 
-def simulate(
-    study: StudyArgument,
-    budget: Annotated[int, typer.Option("--budget", "-n", min=1, help="Labels per round.")],
-    rounds: Annotated[
-        int, typer.Option("--rounds", min=0, help="Selections after the initial batch.")
-    ] = 5,
-    strategy: Annotated[
-        list[str] | None,
-        typer.Option("--strategy", help="May be repeated; random always takes part."),
-    ] = None,
-    proxy: Annotated[
-        list[str] | None, typer.Option("--proxy", help="linear, mlp; may be repeated.")
-    ] = None,
-    seeds: Annotated[int, typer.Option("--seeds", min=1, help="Runs of each, seeds 0, 1, …")] = 5,
-    initial: Annotated[
-        int | None, typer.Option("--initial", min=1, help="Initial batch; default: the budget.")
-    ] = None,
-    first: Annotated[
-        Literal["random", "kmeans"], typer.Option("--first", help="How that batch is chosen.")
-    ] = "random",
-    device: DeviceOption = "auto",
-    memory: MemoryOption = None,
-    settings: SetOption = None,
-    as_json: JsonOption = False,
-    result_file: ResultFileOption = None,
-) -> None:
-    """Replay labelling with known labels: what would each strategy have bought? Resumable.
-
-    Example:
-
-      svp simulate mystudy --budget 50 --rounds 5 --strategy margin --strategy badge --seeds 3
-    """
-    from svp.study.cells import SimulationConfig
-    from svp.study.simulate import simulate as run_simulation
-    from svp.study.study import Study
-    from svp.study.tables import from_table
-
-    opened = Study.open(study, parse_settings(settings))
-    given = {
-        "strategies": list(strategy or [opened.config.strategy.name]),
-        "proxies": list(proxy or [opened.config.proxy.kind]),
-        "seeds": list(range(seeds)),
-        "batch": budget,
-        "rounds": rounds,
-        "initial": initial,
-        "first": first,
-    }
-    config = from_table(
-        SimulationConfig, {key: value for key, value in given.items() if value is not None}
-    )
-    done = run_simulation(
-        opened,
-        config,
-        device=resolve_device(device),
-        memory_bytes=parse_memory(memory),
-        progress=automatic(),
-    )
-    emit(
-        "svp.simulate/1",
-        {"result": done},
-        f"{simulation_text(done)}\nCurves: {done.folder / 'results.csv'}. Next: svp report {study}",
-        as_json=as_json,
-        result_file=result_file,
-    )
-
-
-def simulation_text(done: "SimulationResult") -> str:
-    """Return a simulation as two tables: accuracy by number of labels, and totals."""
-    sizes = sorted({point.num_labeled for point in done.points})
-    cells = {(p.strategy, p.proxy, p.num_labeled): p for p in done.points}
-    runs = list(dict.fromkeys((p.strategy, p.proxy) for p in done.points))
-    rows = []
-    for strategy, proxy in runs:
-        row = [strategy, proxy]
-        for size in sizes:
-            point = cells[strategy, proxy, size]
-            row.append(f"{point.mean['test_acc']:.1%} ±{100 * point.sd['test_acc']:.1f}")
-        rows.append(row)
-    curves = table(["strategy", "proxy", *(f"{size:,} labels" for size in sizes)], rows)
-    totals = []
-    for total in done.totals:
-        if total.strategy == "random":
-            continue
-        bound = f" ({total.censored} bounds)" if total.censored else ""
-        totals.append(
-            [
-                total.strategy,
-                total.proxy,
-                f"{100 * total.mean_gain:+.2f}",
-                f"{total.saving:.0%}{bound}",
-                f"{total.select_s:.2f}",
-                f"{total.train_s:.2f}",
-            ]
-        )
-    header = ["strategy", "proxy", "gain, points", "labels saved", "select s", "train s"]
-    where = done.evaluation
-    seeds = max((point.runs for point in done.points), default=0)
-    return (
-        f"Accuracy on {where['items']:,} items ({where['split']}), mean ± SD of {seeds} seeds:\n"
-        f"{curves}\n\nAgainst random on the same seeds, mean over rounds:\n"
-        f"{table(header, totals) if totals else '(only random ran)'}"
-    )
-
-
 def demo(
     folder: Annotated[Path, typer.Argument(help="Where to write everything.")] = Path("demo"),
     seed: Annotated[int, typer.Option("--seed", min=0, help="Decides every random choice.")] = 0,
@@ -335,6 +229,7 @@ def demo(
 
       svp demo demo
     """
+    from svp.cli.simulation import simulation_text
     from svp.demo import run_demo
 
     done = run_demo(folder, seed=seed, progress=automatic(), simulation_text=simulation_text)

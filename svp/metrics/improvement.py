@@ -1,4 +1,4 @@
-"""API, the average performance improvement over random (Li et al. 2024, 19 methods, equation 1).
+"""API, the average performance improvement over random (evaluation of 19 methods, equation 1).
 
 Shapes: R = recorded rounds.
 """

@@ -5,6 +5,7 @@ Shapes: M = pool, L = labelled, b = batch, d = features, T = test items, C = cla
 """
 
 import dataclasses
+import itertools
 import json
 import time
 from collections.abc import Mapping
@@ -27,6 +28,7 @@ from svp.study.features import (
     split_rows,
     standardiser_of,
 )
+from svp.study.first_batch import labelbench_batch
 from svp.study.learner import Learner, codes, fit_learner, predict
 from svp.study.options import build_named_strategy, build_proxy_config, proxy_section
 from svp.study.stored_views import ItemViews, read_views, wants_views
@@ -48,23 +50,29 @@ class SimulationConfig:
 
     Attributes:
         strategies: Names; random is always added.
-        proxies: `linear`, `mlp` or both.
+        proxies: `linear`, `mlp`, or names of published recipes in `svp.proxies.PRESETS`.
         seeds: One run of everything each.
         batch: Labels per round.
         rounds: Selections after the initial batch.
         initial: Labels of the initial batch; None = `batch`.
-        first: How the initial batch is chosen, shared by all strategies of a seed.
+        schedule: Instead of `batch` and `rounds`: pairs (labels to reach, labels per round), such
+            as ((2000, 200), (6000, 500)); needs `initial`.
+        first: How the initial batch is chosen, shared by all strategies of a seed; `labelbench`
+            draws it as that code does, see `svp.study.first_batch`.
+        first_seed: Seed of the initial batch of all runs; None = each run's own.
         test_share: Share held out for evaluation if the source has no test split, in (0, 1).
         params: Parameters by strategy name; the study's own strategy keeps the study's.
     """
 
     strategies: tuple[str, ...] = ("margin",)
-    proxies: tuple[Literal["linear", "mlp"], ...] = ("linear",)
+    proxies: tuple[str, ...] = ("linear",)
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
-    batch: int
-    rounds: int
+    batch: int | None = None
+    rounds: int | None = None
     initial: int | None = None
-    first: Literal["random", "kmeans"] = "random"
+    schedule: tuple[tuple[int, int], ...] | None = None
+    first: Literal["random", "kmeans", "labelbench"] = "random"
+    first_seed: int | None = None
     test_share: float = 0.2
     params: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
 
@@ -77,6 +85,22 @@ class SimulationConfig:
             value = getattr(self, name)
             if value is not None and value < least:
                 raise InputError(f"{name} must be at least {least}. Got {value}. Correct it.")
+        fixed = (self.batch is None, self.rounds is None)
+        planned = self.schedule is not None
+        if fixed != (planned, planned) or (planned and (not self.schedule or not self.initial)):
+            raise InputError(
+                "Sizes must be given by batch and rounds, or by initial and schedule. Got batch "
+                f"{self.batch}, rounds {self.rounds}, initial {self.initial}, schedule "
+                f"{self.schedule}. Give one of the two."
+            )
+        ends = (self.initial or 0, *(until for until, _ in self.schedule or ()))
+        if any(step < 1 for _, step in self.schedule or ()) or (
+            planned and any(high <= low for low, high in itertools.pairwise(ends))
+        ):
+            raise InputError(
+                "schedule must go up from initial, by at least one label a round. Got "
+                f"{self.initial}, {self.schedule}. Correct it."
+            )
         if not 0 < self.test_share < 1:
             raise InputError(
                 f"test_share must be between 0 and 1. Got {self.test_share}. Correct it."
@@ -85,8 +109,14 @@ class SimulationConfig:
     @property
     def sizes(self) -> tuple[int, ...]:
         """Labels at each recorded point."""
-        initial = self.batch if self.initial is None else self.initial
-        return tuple(initial + place * self.batch for place in range(self.rounds + 1))
+        if self.schedule is not None:
+            reached = [self.initial or 0]
+            for until, step in self.schedule:
+                reached += [*range(reached[-1] + step, until, step), until]
+            return tuple(reached)
+        batch, rounds = self.batch or 0, self.rounds or 0
+        initial = batch if self.initial is None else self.initial
+        return tuple(initial + place * batch for place in range(rounds + 1))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -235,8 +265,7 @@ def run_cell(
     """
     from svp.strategies.catalog import reads_labels
 
-    first = build_named_strategy(config.first, {})
-    batches = [_select(stage, first, None, [], config.sizes[0], seed, {}).rows_b]
+    batches = [_first_batch(stage, config, seed)]
     state: Mapping[str, Any] = {}
     select_s = 0.0
     rounds: list[dict[str, float]] = []
@@ -258,10 +287,11 @@ def run_cell(
         measured = _measure(stage, learner, labelled_L)
         times = {"select_s": select_s, "train_s": round(learner.train_s, 6)}
         rounds.append({"num_labeled": size, **measured, **times})
-        if number == config.rounds:
+        if number == len(config.sizes) - 1:
             break
         start = time.monotonic()
-        chosen = _select(stage, strategy, learner, batches, config.batch, seed, state)
+        asked = config.sizes[number + 1] - size
+        chosen = _select(stage, strategy, learner, batches, asked, seed, state)
         batches.append(chosen.rows_b)
         state = chosen.state
         select_s = round(time.monotonic() - start, 6)
@@ -273,6 +303,15 @@ def run_cell(
         rounds=tuple(rounds),
         selected=tuple(tuple(stage.ids[row] for row in batch) for batch in batches),
     )
+
+
+def _first_batch(stage: Stage, config: SimulationConfig, seed: int) -> Int64Array:
+    """Return the rows of the initial batch, which depends on the seed alone."""
+    count, seed = config.sizes[0], seed if config.first_seed is None else config.first_seed
+    if config.first == "labelbench":
+        return labelbench_batch(seed, len(stage.ids), count)
+    first = build_named_strategy(config.first, {})
+    return _select(stage, first, None, [], count, seed, {}).rows_b
 
 
 def _select(

@@ -9,17 +9,18 @@ import csv
 import dataclasses
 import io
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from feature_store.atomic import write_bytes, write_json
 from feature_store.digest import canonical_json, sha256_hex
+from svp.cluster.executor import Executor
 from svp.errors import InputError
-from svp.progress import Progress, Silent
+from svp.progress import Progress, Silent, Task
 from svp.provenance import hardware, now, versions
-from svp.study.cells import SimulationConfig, cell_path, prepare, read_cell, run_cell
-from svp.study.config import StudyConfig
+from svp.study.cell_job import CellJob, CellKey, cell_params, cell_strategy
+from svp.study.cells import SimulationConfig, Stage, cell_path, prepare, read_cell, run_cell
 from svp.study.curves import (
     RESULT_COLUMNS,
     Cell,
@@ -30,14 +31,14 @@ from svp.study.curves import (
     penalties,
     result_rows,
 )
-from svp.study.options import (
-    build_named_strategy,
-    build_proxy_config,
-    build_wrapping,
-    proxy_section,
-)
+from svp.study.options import build_proxy_config, build_wrapping, proxy_section
 from svp.study.study import Study
 from svp.study.tables import to_table
+from svp.study.tracking import Tracking, open_tracking
+
+if TYPE_CHECKING:
+    from svp.proxies import ProxyConfig
+    from svp.strategies.base import Strategy
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -67,12 +68,23 @@ def simulate(
     *,
     device: str = "cpu",
     memory_bytes: int | None = None,
+    executor: Executor | None = None,
+    trackers: Sequence[str] = (),
     progress: Progress | None = None,
 ) -> SimulationResult:
     """Run every cell that is not on disk yet, and summarise all of them.
 
     What `[strategy]` puts around a strategy is around all of them but random, the yardstick.
     `memory_bytes` caps what embeddings and a strategy hold together, and changes no result.
+
+    Args:
+        study: The study.
+        config: What to simulate.
+        device: Where to compute, also on workers.
+        memory_bytes: See above.
+        executor: Whose workers run cells; None = this process, one cell after the other.
+        trackers: Beside `metrics.jsonl`; see `svp.study.tracking`.
+        progress: Where to report.
 
     Raises:
         InputError: The source has no labels, embeddings are missing, a strategy is unknown, or
@@ -81,19 +93,14 @@ def simulate(
     progress = progress if progress is not None else Silent()
     names = tuple(dict.fromkeys(("random", *config.strategies)))
     wrapping = build_wrapping(study.config.strategy)
-    strategies = {
-        name: build_named_strategy(
-            name, _params(study.config, config, name), None if name == "random" else wrapping
-        )
-        for name in names
-    }
+    strategies = {name: cell_strategy(study, config, name) for name in names}
     proxies = {
         kind: build_proxy_config(proxy_section(study.config, kind)) for kind in config.proxies
     }
     stage = prepare(study, config, device, progress, memory_bytes)
     document = {
         "simulation": to_table(config),
-        "strategies": {name: dict(_params(study.config, config, name)) for name in names},
+        "strategies": {name: dict(cell_params(study, config, name)) for name in names},
         "proxies": {kind: dataclasses.asdict(proxy) for kind, proxy in proxies.items()},
         **stage.identity,
     }
@@ -101,21 +108,28 @@ def simulate(
         document["wrapping"] = wrapping.table()
     folder = study.simulation_dir / sha256_hex(canonical_json(document))[:12]
     wanted = [(n, k, s) for s in config.seeds for k in config.proxies for n in names]
-    cells: list[Cell] = []
-    reused = 0
+    found = {key: read_cell(cell_path(folder, *key)) for key in wanted}
+    missing = [key for key, cell in found.items() if cell is None]
+    tracking = open_tracking(folder, trackers) if missing else None
     with progress.task("Simulating", len(wanted), "runs") as task:
-        for name, kind, seed in wanted:
-            path = cell_path(folder, name, kind, seed)
-            cell = read_cell(path)
-            if cell is not None:
-                reused += 1
-            else:
-                cell = run_cell(stage, config, name, strategies[name], kind, proxies[kind], seed)
-                write_json(path, {"schema": "svp.cell/1", **dataclasses.asdict(cell)})
-            cells.append(cell)
-            task.advance(1, note=f"{name}, {kind}, seed {seed}")
+        task.advance(len(wanted) - len(missing))
+        for key, done in _run_missing(
+            stage, study, config, missing, strategies, proxies, executor, task, memory_bytes
+        ):
+            write_json(
+                cell_path(folder, *key), {"schema": "svp.cell/1", **dataclasses.asdict(done)}
+            )
+            found[key] = done
+            if tracking is not None:
+                _track(tracking, done)
+    if tracking is not None:
+        tracking.close()
     ordered = [
-        c for k in config.proxies for n in names for c in cells if (c.strategy, c.proxy) == (n, k)
+        cell
+        for kind in config.proxies
+        for name in names
+        for seed in config.seeds
+        if (cell := found[name, kind, seed]) is not None
     ]
     points = curve_points(ordered)
     totals = curve_totals(ordered, points)
@@ -142,9 +156,41 @@ def simulate(
         points=tuple(points),
         totals=tuple(totals),
         evaluation=stage.evaluation,
-        cells=len(cells),
-        reused=reused,
+        cells=len(wanted),
+        reused=len(wanted) - len(missing),
     )
+
+
+def _run_missing(
+    stage: Stage,
+    study: Study,
+    config: SimulationConfig,
+    missing: Sequence[CellKey],
+    strategies: Mapping[str, "Strategy"],
+    proxies: Mapping[str, "ProxyConfig"],
+    executor: Executor | None,
+    task: Task,
+    memory_bytes: int | None,
+) -> Iterator[tuple[CellKey, Cell]]:
+    """Yield cells as they end."""
+    if executor is None:
+        for name, kind, seed in missing:
+            cell = run_cell(stage, config, name, strategies[name], kind, proxies[kind], seed)
+            task.advance(1, note=f"{name}, {kind}, seed {seed}")
+            yield (name, kind, seed), cell
+        return
+    # Workers elsewhere know no working directory of ours.
+    study = dataclasses.replace(study, path=study.path.resolve())
+    job = CellJob(study=study, config=config, device=stage.device, memory_bytes=memory_bytes)
+    for number, cell in executor.run(job, missing, task) if missing else ():
+        yield missing[number], cell
+
+
+def _track(tracking: Tracking, cell: Cell) -> None:
+    run = f"{cell.strategy}-{cell.proxy}-{cell.seed}"
+    for numbers in cell.rounds:
+        metrics = {name: float(value) for name, value in numbers.items() if name != "num_labeled"}
+        tracking.log(run, int(numbers["num_labeled"]), metrics)
 
 
 def simulation_labels(
@@ -199,12 +245,6 @@ def simulation_labels(
             )
         labels[identifier] = label
     return labels
-
-
-def _params(study: StudyConfig, config: SimulationConfig, name: str) -> Mapping[str, Any]:
-    if name in config.params:
-        return config.params[name]
-    return study.strategy.params if name == study.strategy.name else {}
 
 
 def _write_results(folder: Path, cells: list[Cell]) -> None:

@@ -39,9 +39,9 @@ def write_images(folder: Path, *, train: int, test: int, seed: int = 0) -> None:
                 Image.fromarray(pixels).save(target / f"{name}{number:03d}.png")
 
 
-def write_encoder(folder: Path) -> None:
+def write_encoder(folder: Path, seed: int = 0) -> None:
     """Write a small network with seeded random weights."""
-    net = build_backbone("resnet8", image_size=SIZE, generator=torch.Generator().manual_seed(0))
+    net = build_backbone("resnet8", image_size=SIZE, generator=torch.Generator().manual_seed(seed))
     write_encoder_folder(
         folder,
         module_state=net.state_dict(),
