@@ -12,6 +12,7 @@ from svp.cli import (
     embedding,
     labelling,
     models,
+    plan,
     pool,
     protocols,
     reading,
@@ -59,6 +60,7 @@ def _root(
 # In the order in which a person meets them.
 app.command("demo")(training.demo)
 app.command("init")(embedding.init)
+app.command("plan")(plan.plan)
 app.command("embed")(embedding.embed)
 app.add_typer(pool.pool_app, name="pool")
 app.command("select")(labelling.select)

@@ -17,6 +17,7 @@ from svp.cli.options import (
     parse_settings,
     resolve_device,
 )
+from svp.cli.deviation import say_deviation
 from svp.cli.output import emit
 from svp.errors import FailureRateError, InputError
 from svp.progress import automatic
@@ -280,6 +281,7 @@ def _run(
             "encoder.precision",
         )  # fmt: skip
         embedded = embed_study(opened, device=resolve_device(device), **options)
+        say_deviation(opened, "embed")
         return embedded, f"svp select {study} --budget N"
     if not source or encoder is None or store is None:
         raise InputError(

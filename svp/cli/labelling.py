@@ -20,6 +20,7 @@ from svp.cli.options import (
     parse_settings,
     resolve_device,
 )
+from svp.cli.deviation import say_deviation
 from svp.cli.output import emit, table
 from svp.errors import InputError
 from svp.progress import automatic
@@ -92,6 +93,8 @@ def select(
             executor=executor,
             progress=automatic(),
         )
+    if not done.reopened:
+        say_deviation(opened, "select")
     selection = done.folder / "selection.csv"
     state = "is still open" if done.reopened else "selected"
     rows = [

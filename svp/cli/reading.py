@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from svp.cli.options import JsonOption, ResultFileOption, StudyArgument
+from svp.cli.deviation import say_deviation
 from svp.cli.output import emit, table
 from svp.progress import automatic
 
@@ -27,7 +28,9 @@ def report(
     from svp.study.report import write_report
     from svp.study.study import Study
 
-    written = write_report(Study.open(study), output, progress=automatic())
+    opened = Study.open(study)
+    written = write_report(opened, output, progress=automatic())
+    say_deviation(opened)
     emit(
         "svp.report/1",
         {"report": written, "bytes": written.stat().st_size},

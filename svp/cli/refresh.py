@@ -13,6 +13,7 @@ from svp.cli.options import (
     parse_settings,
     resolve_device,
 )
+from svp.cli.deviation import say_deviation
 from svp.cli.output import emit
 from svp.progress import automatic
 
@@ -45,8 +46,9 @@ def refresh(
     from svp.study.refresh import refresh as refresh_study
     from svp.study.study import Study
 
+    opened = Study.open(study, parse_settings(settings))
     done = refresh_study(
-        Study.open(study, parse_settings(settings)),
+        opened,
         force=force,
         dry_run=dry_run,
         device=resolve_device(device),
@@ -54,6 +56,7 @@ def refresh(
     )
     said = [verdict_text(done.verdict)]
     if done.refresh is not None:
+        say_deviation(opened, "refresh")
         seconds = done.refresh.record["seconds"]
         said.append(
             f"Refreshed in {seconds['total']:,.0f} s: encoder {done.refresh.encoder_id[:12]} is in "

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 from svp.errors import InputError
+from svp.study.prices import PricesSection
 from svp.study.tables import from_table, to_table
 
 STUDY_FILE: Final = "study.toml"
@@ -207,6 +208,7 @@ class StudyConfig:
         strategy: How items are chosen.
         refresh: When features are computed anew.
         finetune: The final training.
+        prices: What labels, machines and storage cost, for `svp plan`; None: not stated.
     """
 
     name: str
@@ -218,6 +220,7 @@ class StudyConfig:
     strategy: StrategySection = dataclasses.field(default_factory=StrategySection)
     refresh: RefreshSection = dataclasses.field(default_factory=RefreshSection)
     finetune: FinetuneSection = dataclasses.field(default_factory=FinetuneSection)
+    prices: PricesSection | None = None
 
     def __post_init__(self) -> None:
         _require(self.seed >= 0, f"seed must be 0 or more. Got {self.seed}. Correct it.")
@@ -274,6 +277,8 @@ def write_study_toml(config: StudyConfig) -> str:
         f"seed = {_value(table.pop('seed'))}  # decides every random choice",
     ]
     for name, comment in _SECTIONS.items():
+        if name == "prices" and name not in table:
+            continue  # svp knows no prices, so it proposes none
         section = table.pop(name, {})
         lines += ["", *(f"# {line}" for line in comment), f"[{name}]"]
         tables = {key: value for key, value in section.items() if isinstance(value, dict)}
@@ -305,6 +310,7 @@ _SECTIONS: Final[Mapping[str, tuple[str, ...]]] = {
         "replaces keys of [finetune] for that training.",
     ),
     "finetune": ("The final training; `svp finetune` uses its defaults for what is not here.",),
+    "prices": ("What things cost on the day `as_of`, for `svp plan`.",),
 }
 
 

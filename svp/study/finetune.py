@@ -73,7 +73,7 @@ def finetune_study(
     from svp.finetune.run import finetune
 
     progress = progress if progress is not None else Silent()
-    config = _final_config(study) if config is None else config
+    config = final_config(study) if config is None else config
     labels = read_labels(study) if labels is None else labels
     if len(set(labels.values())) < 2:
         raise InputError(
@@ -126,7 +126,8 @@ def _zero_shot(
     return zero_shot_head(tower, class_names, chosen)
 
 
-def _final_config(study: Study) -> "FinetuneConfig":
+def final_config(study: Study) -> "FinetuneConfig":
+    """Return the settings of the final training, its mode decided; see `finetune_study`."""
     options, section = study.config.finetune.options, study.config.refresh
     if "mode" not in options and (section.mode == "auto" or section.fixed_at is not None):
         ready = bool(read_refreshes(study)) or options.get("head") == "zero-shot"
