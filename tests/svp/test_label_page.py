@@ -45,12 +45,12 @@ def served(tmp_path):
         opened.set()
 
     thread = threading.Thread(
-        target=label_round, args=(study,), kwargs={"opened": announce, "idle_s": 300}
+        target=label_round, args=(study,), kwargs={"opened": announce, "idle_s": 120}
     )
     thread.start()
     assert opened.wait(60)
     yield study, order, said[0]
-    thread.join(330)
+    thread.join(150)
 
 
 def _is_at(page, rank):
