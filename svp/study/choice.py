@@ -25,6 +25,7 @@ from svp.study.options import (
     proxy_type,
 )
 from svp.study.record import Pick, RoundResult, state_before
+from svp.study.stored_views import wants_views
 from svp.study.study import Study
 from svp.study.tables import from_table
 
@@ -196,7 +197,7 @@ def choose(
         rounds: Rounds so far: a strategy gets back what it kept when it chose last.
         memory_bytes: Most that embeddings and strategy may hold together; None: no limit.
             Embeddings that are still in the store are read at once only if both fit.
-        views: Views of the same items, for a proxy that learns from unlabelled ones.
+        views: Views of the same items, for a proxy or a strategy that reads them.
 
     Raises:
         InputError: The budget exceeds the candidates, or the strategy needs more memory.
@@ -241,7 +242,7 @@ def choose(
         seed=derive_seed(seed, "proxy"),
         device=device,
         start=learner_before(rounds, plan.number, plan.proxy_config),
-        views=views,
+        views=views if wants_views(plan.proxy_config) else None,
     )
     clock.lap("proxy")
     view = PoolView(
@@ -252,6 +253,7 @@ def choose(
         y_L=codes(names_L, learner.classes),
         n_classes=len(learner.classes),
         proxy=learner.proxy,
+        views=() if views is None else views.shown(strategy),
         groups_N=features.group_numbers(),
         state=state_before(rounds, name, plan.number),
     )

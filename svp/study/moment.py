@@ -138,7 +138,9 @@ def recall(
     else:
         store = study.open_store()
         features = read_features(study, store, pool, encoder_id, split_rows(pool)["train"])
-        views = read_views(study, store, pool, encoder_id, features.ids, plan.proxy_config)
+        views = read_views(
+            study, store, pool, encoder_id, features.ids, plan.proxy_config, [plan.strategy]
+        )
     before = [earlier for earlier in rounds if earlier.number < found.number]
     return Moment(
         found=found,

@@ -149,6 +149,7 @@ def select(
             encoder_id,
             aligned.features.ids,
             plan.proxy_config,
+            [plan.strategy],
         )
         choice = choose(aligned.features, plan, **asking)
     metrics = evaluate(study, scan.pool, encoder_id, choice.learner, labels=labels, device=device)

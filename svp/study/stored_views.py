@@ -1,4 +1,4 @@
-"""Stored views of a study's items, for proxies that learn from unlabelled ones.
+"""Stored views of a study's items, for proxies and strategies that read them.
 
 Shapes: M = items with an embedding on one side, L = labelled, U = unlabelled, d = features.
 """
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from feature_store.pool import Pool
     from feature_store.store import FeatureStore
     from svp.proxies import ProxyConfig, StoredViews
+    from svp.strategies.base import Strategy
 
 Int64Array = npt.NDArray[np.int64]
 
@@ -34,6 +35,13 @@ class ItemViews:
 
     weak: tuple["torch.Tensor", ...]
     strong: tuple["torch.Tensor", ...]
+
+    def shown(self, strategy: "Strategy") -> "tuple[torch.Tensor, ...]":
+        """Return what a strategy sees: the weak views, or the strong ones where there are no weak.
+
+        Nothing where the strategy reads no views.
+        """
+        return (self.weak or self.strong) if "views" in strategy.needs else ()
 
     def split(self, labelled_L: Int64Array) -> "StoredViews":
         """Return what a proxy trains on: every item that is not labelled is unlabelled."""
@@ -65,8 +73,9 @@ def read_views(
     encoder_id: str,
     ids: Sequence[str],
     config: "ProxyConfig",
+    strategies: "Sequence[Strategy]" = (),
 ) -> ItemViews | None:
-    """Read the views that a proxy trains on; None if it wants none.
+    """Read the views that a proxy or a strategy works on; None if neither wants any.
 
     Args:
         study: The study, whose `[encoder] views` names them.
@@ -75,11 +84,13 @@ def read_views(
         encoder_id: Whose embeddings.
         ids: Items that have an embedding.
         config: Settings of the proxy.
+        strategies: What may choose.
 
     Raises:
-        InputError: The study names no weak or no strong view, or items lack one.
+        InputError: The study does not name the views that are wanted, or items lack one.
     """
-    if not wants_views(config):
+    trained_on = wants_views(config)
+    if not trained_on and not any("views" in strategy.needs for strategy in strategies):
         return None
     import torch
 
@@ -90,7 +101,12 @@ def read_views(
     kinds = {
         kind: [name for name in named if name.startswith(f"{kind}-")] for kind in ("weak", "strong")
     }
-    if not all(kinds.values()):
+    if not any(kinds.values()):
+        raise InputError(
+            "encoder.views must name stored views for a strategy that compares them. Got "
+            f'{", ".join(named)}. Write views = ["eval", "weak:2"] and run: svp embed {study.path}'
+        )
+    if trained_on and not all(kinds.values()):
         raise InputError(
             "encoder.views must name weak and strong views for a semi-supervised proxy. Got "
             f'{", ".join(named)}. Write views = ["eval", "weak:2", "strong:2"] and run: '
