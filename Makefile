@@ -3,10 +3,11 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 DEMO   ?= demo
+AIRFLOW ?= .venv-airflow
 CHECKED := svp feature_store pipelines tests benchmarks
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all lint format bench constraints clean
+.PHONY: help demo test test-all test-airflow lint format bench constraints clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -26,6 +27,11 @@ test: $(VENV)/.ready  ## the tests (CPU, no network)
 
 test-all: $(VENV)/.ready  ## every test, the slow ones too
 	$(BIN)/python -m pytest -n auto --dist worksteal
+
+test-airflow: $(VENV)/.ready  ## the DAG on a real Airflow, in an environment of its own
+	$(PYTHON) -m venv $(AIRFLOW)
+	$(BIN)/uv pip install --quiet --python $(AIRFLOW)/bin/python --requirements constraints-airflow.txt
+	SVP_AIRFLOW_PYTHON=$(abspath $(AIRFLOW))/bin/python $(BIN)/python -m pytest tests/test_pipelines_airflow.py
 
 lint: $(VENV)/.ready  ## ruff, mypy, import contracts
 	$(BIN)/ruff check $(CHECKED)

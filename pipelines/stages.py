@@ -16,7 +16,9 @@ from typing import Final
 
 from svp.errors import SvpError, TemporaryError
 
-RETRYABLE: Final = frozenset({TemporaryError.exit_code})
+# A process that the machine killed (137, 143) or interrupted (130) goes on where it was stopped.
+STOPPED: Final = frozenset({130, 137, 143})
+RETRYABLE: Final = frozenset({TemporaryError.exit_code}) | STOPPED
 NEEDS_PEOPLE: Final = "labels"
 
 
@@ -55,6 +57,15 @@ def study_stages(study: Path, *, budget: int) -> tuple[Stage, ...]:
     )
 
 
+def worth_another_try(exit_code: int) -> bool:
+    """Return whether the same command may succeed later.
+
+    Args:
+        exit_code: As a shell gives it, or negative for a signal, as Python does.
+    """
+    return (128 - exit_code if exit_code < 0 else exit_code) in RETRYABLE
+
+
 def run_stage(
     stage: Stage,
     *,
@@ -89,7 +100,7 @@ def run_stage(
         )
         if done.returncode == 0:
             return
-        if done.returncode not in RETRYABLE or attempt == tries - 1:
+        if not worth_another_try(done.returncode) or attempt == tries - 1:
             raise StageError(
                 f"The stage {stage.name!r} must end with exit code 0. Got {done.returncode} after "
                 f"{attempt + 1} run(s). Its last line on stderr says why.",

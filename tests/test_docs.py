@@ -25,6 +25,7 @@ README = ROOT / "README.md"
 DOCS = sorted((ROOT / "docs").glob("*.md"))
 RUN = (
     "images-to-model.md",
+    "airflow.md",
     "commands.md",
     "python.md",
     "architecture.md",
