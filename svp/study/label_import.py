@@ -59,8 +59,8 @@ def _inside(path: Path) -> Path:
         if (path / name).is_file():
             return path / name
     raise InputError(
-        f"A folder of answers must hold labels.json or samples.json. Got {path} without them. "
-        "Give a file."
+        f"A label file must exist: in a folder, labels.json or samples.json. Got {path} with "
+        "neither. Give a file."
     )
 
 
