@@ -5,11 +5,12 @@ from collections.abc import Sequence
 import torch
 
 from svp.errors import InputError
-from svp.proxies.gradient import StoredViews, fit_network
+from svp.proxies.gradient import fit_network
 from svp.proxies.linear import LinearConfig, LinearProxy, fit_linear
 from svp.proxies.mlp import MLPConfig, fit_mlp
 from svp.proxies.network import NetworkConfig
 from svp.proxies.proxy import Proxy
+from svp.proxies.rows import StoredViews
 from svp.proxies.standardiser import Standardiser
 
 ProxyConfig = LinearConfig | MLPConfig | NetworkConfig

@@ -23,138 +23,12 @@ from svp.errors import InputError
 from svp.seed import numpy_generator
 from svp.strategies.base import Budget, Float64Array, Int64Array, Need, Oracle, PoolView, Selection
 from svp.strategies.cost import Cost, PoolShape
+from svp.strategies.information import Design, Items, Move, trace
 from svp.strategies.parameters import check_choice, check_range
 from svp.strategies.principal import Principal
 
 _ENTRIES: Final = 4_194_304
 _RECOMPUTE: Final = 256
-
-
-def contrasts(classes: int) -> torch.Tensor:
-    """Return an orthonormal basis of the vectors that sum to 0, (C, m) float64 (Helmert)."""
-    if classes == 1:
-        return torch.ones(1, 1, dtype=torch.float64)
-    basis_Cm = torch.zeros(classes, classes - 1, dtype=torch.float64)
-    for column in range(classes - 1):
-        size = column + 1
-        scale = (size * (size + 1)) ** -0.5
-        basis_Cm[:size, column] = scale
-        basis_Cm[size, column] = -size * scale
-    return basis_Cm
-
-
-class Items:
-    """Rows with the factors of their information.
-
-    Args:
-        x_nr: Representations, float64.
-        p_nC: Probabilities, float64.
-        weight: Scales every item's information.
-    """
-
-    def __init__(self, x_nr: torch.Tensor, p_nC: torch.Tensor, weight: float = 1.0) -> None:
-        self._x_nr, self._p_nC, self._weight = x_nr, p_nC, weight
-        self._basis_Cm = contrasts(p_nC.shape[1]).to(p_nC.device)
-
-    def __len__(self) -> int:
-        return len(self._x_nr)
-
-    def take(self, places: Int64Array) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return x (B, r) and the factor A of P, (B, m, C), with A A' = P on the contrasts."""
-        index = torch.from_numpy(places).to(self._x_nr.device)
-        root_BC = self._p_nC[index].sqrt()
-        # P = B B' with B = diag(s) (I - s s'), because s = sqrt(p) is a unit vector.
-        spread_BCC = torch.diag_embed(root_BC) - (
-            self._p_nC[index][:, :, None] * root_BC[:, None, :]
-        )
-        return self._x_nr[index], self._basis_Cm.T @ spread_BCC * self._weight**0.5
-
-    def information(self) -> torch.Tensor:
-        """Return the sum of all informations, (D, D) float64."""
-        m, r = self._basis_Cm.shape[1], self._x_nr.shape[1]
-        total = torch.zeros(m * m, r * r, dtype=torch.float64, device=self._x_nr.device)
-        step = max(1, _ENTRIES // max(m * m, r * r, self._p_nC.shape[1] ** 2))
-        for start in range(0, len(self), step):
-            places = np.arange(start, min(start + step, len(self)), dtype=np.int64)
-            x_Br, a_BmC = self.take(places)
-            p_Bmm = a_BmC @ a_BmC.transpose(1, 2)
-            pairs_Brr = x_Br[:, :, None] * x_Br[:, None, :]
-            total += p_Bmm.reshape(len(places), -1).T @ pairs_Brr.reshape(len(places), -1)
-        square = total.reshape(m, m, r, r).permute(0, 2, 1, 3).reshape(m * r, m * r)
-        return (square + square.T) / 2.0
-
-
-class Design:
-    """The inverse information W and H = W F W of a set that items join and leave.
-
-    Args:
-        information_DD: M, with its ridge.
-        target_DD: F.
-
-    Raises:
-        InputError: If M cannot be inverted.
-    """
-
-    def __init__(self, information_DD: torch.Tensor, target_DD: torch.Tensor) -> None:
-        self._target_DD = target_DD
-        factor_DD, failed = torch.linalg.cholesky_ex(information_DD)
-        if int(failed):
-            raise InputError(
-                "bait.ridge must be large enough to invert the information of the labelled images "
-                "and the batch. Got a singular matrix. Raise bait.ridge, or lower bait.dims."
-            )
-        self._inverse_DD = torch.cholesky_inverse(factor_DD)
-        self._product_DD = self._inverse_DD @ target_DD @ self._inverse_DD
-        self.trace = float((self._inverse_DD * target_DD).sum())
-
-    def gains(self, x_Br: torch.Tensor, a_BmC: torch.Tensor, sign: float) -> torch.Tensor:
-        """Return how much the trace falls if each item joins (+1) or grows if it leaves (-1)."""
-        inner, outer = self.quadratic(x_Br, a_BmC)
-        one = torch.eye(a_BmC.shape[2], dtype=torch.float64, device=x_Br.device)
-        return _trace(torch.linalg.solve(one + sign * inner, outer))
-
-    def quadratic(
-        self, x_Br: torch.Tensor, a_BmC: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return U'WU and U'HU of items, (B, C, C) each."""
-        m, r = a_BmC.shape[1], x_Br.shape[1]
-        found = []
-        for matrix_DD in (self._inverse_DD, self._product_DD):
-            right = (matrix_DD.reshape(m * r * m, r) @ x_Br.T).reshape(m, r, m, len(x_Br))
-            between_Bmm = torch.einsum("aibB,Bi->Bab", right, x_Br)
-            found.append(a_BmC.transpose(1, 2) @ between_Bmm @ a_BmC)
-        return found[0], found[1]
-
-    def move(self, x_r: torch.Tensor, a_mC: torch.Tensor, sign: float) -> "Move":
-        """Let an item join (+1) or leave (-1); return the low-rank terms."""
-        u_DC = (a_mC[:, None, :] * x_r[None, :, None]).reshape(-1, a_mC.shape[1])
-        y_DC, v_DC = self._inverse_DD @ u_DC, self._product_DD @ u_DC
-        one = torch.eye(u_DC.shape[1], dtype=torch.float64, device=u_DC.device)
-        z_CC = torch.linalg.inv(one + sign * (u_DC.T @ y_DC))
-        z_CC = (z_CC + z_CC.T) / 2.0
-        q_CC = u_DC.T @ v_DC
-        yz_DC = y_DC @ z_CC
-        cross_DD = yz_DC @ v_DC.T
-        self._inverse_DD -= sign * (yz_DC @ y_DC.T)
-        self._product_DD -= sign * (cross_DD + cross_DD.T)
-        self._product_DD += yz_DC @ q_CC @ yz_DC.T
-        self.trace -= sign * float((z_CC * q_CC).sum())
-        return Move(y_DC=y_DC, v_DC=v_DC, z_CC=z_CC, q_CC=q_CC, sign=sign)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class Move:
-    """Low-rank terms of one item's joining or leaving: Y, V, (I +- U'Y)^-1, U'V and the sign."""
-
-    y_DC: torch.Tensor
-    v_DC: torch.Tensor
-    z_CC: torch.Tensor
-    q_CC: torch.Tensor
-    sign: float
-
-
-def _trace(square_BCC: torch.Tensor) -> torch.Tensor:
-    return square_BCC.diagonal(dim1=-2, dim2=-1).sum(dim=-1)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -357,7 +231,7 @@ def _greedy(
     open_n = torch.ones(looked, dtype=torch.bool, device=x_nr.device)
     picks: list[int] = []
     for _ in range(min(2 * b, looked)):
-        gain_n = _trace(torch.linalg.solve(one + inner, outer))
+        gain_n = trace(torch.linalg.solve(one + inner, outer))
         best = int(torch.where(open_n, gain_n, -torch.inf).argmax())
         open_n[best] = False
         picks.append(best)
@@ -367,7 +241,7 @@ def _greedy(
     x_nr, a_nmC, inner, outer = x_nr[index], a_nmC[index], inner[index], outer[index]
     open_n = torch.ones(len(places), dtype=torch.bool, device=x_nr.device)
     for _ in range(len(places) - b):
-        loss_n = _trace(torch.linalg.solve(one - inner, outer))
+        loss_n = trace(torch.linalg.solve(one - inner, outer))
         worst = int(torch.where(open_n, loss_n, torch.inf).argmin())
         open_n[worst] = False
         _follow(design.move(x_nr[worst], a_nmC[worst], -1.0), x_nr, a_nmC, inner, outer)

@@ -9,10 +9,11 @@ import torch
 
 from svp.errors import InputError
 from svp.proxies import LinearConfig, Standardiser, fit_proxy
-from svp.strategies.bait import Bait, Design, Items, contrasts
+from svp.strategies.bait import Bait
 from svp.strategies.bait_regression import BaitRegression
 from svp.strategies.base import Budget, PoolView
 from svp.strategies.catalog import run_strategy
+from svp.strategies.information import Design, Items, contrasts
 from svp.strategies.keys import keys_of
 from svp.strategies.principal import Principal
 
