@@ -145,7 +145,7 @@ def predict(study: Study, timing: Timing, *, budget: int, rounds: int, device: s
     stages += [
         StagePrediction(
             name=f"select {number}",
-            seconds=_round_seconds(timing, budget * number) + timing.scan_s
+            seconds=_round_seconds(timing, budget * number) + timing.start_s + timing.scan_s
             + items * timing.embed.read_s,
         )
         for number in range(rounds)

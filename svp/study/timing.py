@@ -9,6 +9,7 @@ Shapes: M = items that may be labelled, d = features.
 
 import dataclasses
 import resource
+import subprocess
 import sys
 import tempfile
 import time
@@ -31,7 +32,13 @@ if TYPE_CHECKING:
     from svp.encoders.encoder import Encoder
 
 _WARM: Final = 64
-_STEPS: Final = (2, 6)
+_WARM_STEPS: Final = 2
+_TRAIN_S: Final = 3.0  # of training to time, in at least and at most so many steps
+_STEPS: Final = (4, 40)
+# What a selection imports once it has begun, so that its receipt counts it.
+_IMPORTS: Final = (
+    "svp.data", "svp.embed", "svp.proxies", "svp.strategies.catalog", "svp.alignment",
+)  # fmt: skip
 _CLASSES: Final = 10  # where the source knows no labels
 
 
@@ -84,6 +91,7 @@ class Timing:
     """Everything that was measured.
 
     Attributes:
+        start_s: Seconds in which a new process imports what a selection needs.
         scan_s: Seconds to list and digest the images once they are in the cache.
         embed: Embedding.
         rounds_s: Seconds of proxy and selection, by number of labels, ascending.
@@ -92,6 +100,7 @@ class Timing:
         peak_bytes: Most memory of this process so far.
     """
 
+    start_s: float
     scan_s: float
     embed: EmbedTiming
     rounds_s: Mapping[int, float]
@@ -136,7 +145,7 @@ def measure(
         rounds_s = {
             count: _time_round(study, pool, embed.dim, count, budget, device) for count in counts
         }
-        progress.say(f"Training {sum(_STEPS)} steps of the fine-tune")
+        progress.say("Training a few steps of the fine-tune")
         options = study.config.finetune.options
         finetune = _time_finetune(
             source, part, encoder, options, Path(folder) / "model", device=device
@@ -149,6 +158,7 @@ def measure(
                 source, part, encoder, {**options, **own}, Path(folder) / "refresh", device=device
             )
     return Timing(
+        start_s=_time_imports(),
         scan_s=scan_s,
         embed=embed,
         rounds_s=rounds_s,
@@ -181,6 +191,8 @@ def _time_embedding(
     embed(part.subset(np.arange(warm)), source, encoder, store, config=config)
     timed = part.subset(np.arange(warm, len(part)))
     done = embed(timed, source, encoder, store, config=config)
+    # Once more with nothing to do: what a run costs whatever its size.
+    fixed_s = embed(timed, source, encoder, store, config=config).seconds
     count = max(1, done.embedded)
     began = time.monotonic()
     load_features(store, timed, encoder.id)
@@ -193,7 +205,7 @@ def _time_embedding(
     return EmbedTiming(
         images=count,
         open_s=open_s,
-        image_s=done.seconds / count,
+        image_s=max(done.seconds - fixed_s, 1e-9) / count,
         read_s=read_s / count,
         row_bytes=min(stored / len(part), _row_bytes(encoder)),
         requests=requests,
@@ -270,22 +282,37 @@ def _time_finetune(
         if place % 2 == 0
     }
     data = gather_data(pool, images_N3SS, labels)
-    spent = []
-    for steps in _STEPS:
-        chosen = {**options, "steps": steps}
-        config = build_finetune_config(chosen)
+
+    def train(steps: int) -> dict[str, float]:
+        config = build_finetune_config({**options, "steps": steps, "epochs": None})
         done = finetune(encoder, data, config, output=folder / str(steps), seed=0, device=device)
-        spent.append(done.metrics["seconds"])
-    fewer, more = spent
-    step_s = (more["train"] - fewer["train"]) / (_STEPS[1] - _STEPS[0])
+        return dict(done.metrics["seconds"])
+
+    # The first steps pay for what later ones find ready, so they only say how many to time.
+    warm_s = train(_WARM_STEPS)["train"] / _WARM_STEPS
+    steps = min(max(round(_TRAIN_S / max(warm_s, 1e-9)), _STEPS[0]), _STEPS[1])
+    spent = train(steps)
     return FinetuneTiming(
-        steps=sum(_STEPS),
-        step_s=max(step_s, 0.0),
+        steps=steps,
+        step_s=spent["train"] / steps,
         decode_s=decode_s,
-        predict_s=more["predict"] / max(1, len(pool)),
-        probe_s=more["probe"] / max(1, len(labels)),
+        predict_s=spent["predict"] / max(1, len(pool)),
+        probe_s=spent["probe"] / max(1, len(labels)),
         image_bytes=int(images_N3SS[0].nbytes) if len(images_N3SS) else 0,
     )
+
+
+def _time_imports() -> float:
+    lines = [
+        "import time, importlib, svp.study.rounds",
+        "began = time.monotonic()",
+        f"for name in {_IMPORTS!r}: importlib.import_module(name)",
+        "print(time.monotonic() - began)",
+    ]
+    done = subprocess.run(
+        [sys.executable, "-c", "\n".join(lines)], capture_output=True, text=True, check=True
+    )
+    return float(done.stdout)
 
 
 def _peak_bytes() -> int:

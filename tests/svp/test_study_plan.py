@@ -41,8 +41,8 @@ def timing(**changes):
         steps=8, step_s=0.5, decode_s=0.0, predict_s=0.25, probe_s=0.0, image_bytes=768
     )
     fields = {
-        "scan_s": 1.0, "embed": embed, "rounds_s": {0: 1.0, 10: 2.0, 20: 4.0}, "finetune": train,
-        "refresh": train, "peak_bytes": 1000,
+        "start_s": 0.5, "scan_s": 1.0, "embed": embed, "rounds_s": {0: 1.0, 10: 2.0, 20: 4.0},
+        "finetune": train, "refresh": train, "peak_bytes": 1000,
     }  # fmt: skip
     return Timing(**{**fields, **changes})
 
@@ -52,8 +52,9 @@ def test_a_prediction_is_the_measurement_times_the_work(study):
     seconds = {one.name: one.seconds for one in plan.stages}
     assert plan.items == 48
     assert seconds["embed"] == pytest.approx(48 * 0.01)
-    # Rounds: the first without labels, then on the line through what was timed; a scan each.
-    assert [seconds[f"select {r}"] for r in range(3)] == pytest.approx([2.0, 3.0, 5.0])
+    # The first round has no labels, others lie on the line through what was timed; each
+    # imports and scans.
+    assert [seconds[f"select {r}"] for r in range(3)] == pytest.approx([2.5, 3.5, 5.5])
     assert seconds["finetune"] == pytest.approx(4 * 0.5 + 48 * 0.25)
     assert seconds["refresh"] == pytest.approx(4 * 0.5 + 48 * (0.25 + 0.01))
     # The study only asks for refreshes, so the sum holds none.
