@@ -1,8 +1,8 @@
 """Embedding a pool: what the store lacks, chunk by chunk, each image once.
 
 Three things go on at once: threads decode the next batches, one batch is on its way to the device,
-and one is computed; a full segment is sealed beside them. With several replicas of the encoder each does
-so, and chunks are dealt to whoever is ready.
+and one is computed; a full segment is sealed beside them. With several replicas of the encoder
+each does so, and chunks are dealt to whoever is ready.
 
 Batches never cross a chunk, and an item that fails keeps its place in its batch. So the batches of
 a chunk depend on the plan alone, and a run that was killed and started again computes the same

@@ -7,7 +7,7 @@ that counts and the next one starts over.
 import dataclasses
 import shutil
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -98,7 +98,9 @@ def select(
         raise InputError(f"seed must be 0 or more. Got {seed}. Correct it.")
     check_options(study.config)
     progress = progress if progress is not None else Silent()
-    labels = read_labels(study)
+    # Named before they are read: an answer that arrives meanwhile must not enter the receipt alone.
+    files = label_files(study)
+    labels = read_labels(study, files)
     done = read_rounds(study)
     for earlier in done:
         if request is not None and earlier.receipt.get("request") == request:
@@ -155,7 +157,7 @@ def select(
     metrics = evaluate(study, scan.pool, encoder_id, choice.learner, labels=labels, device=device)
     clock.lap("evaluate")
     receipt = {
-        **_receipt(study, plan, choice, scan, encoder_id, labels),
+        **_receipt(study, plan, choice, scan, encoder_id, labels, files),
         "refresh": aligned.entry,
         "budget": budget,
         "request": request,
@@ -294,6 +296,7 @@ def _receipt(
     scan: "Scan",
     encoder_id: str,
     labels: Mapping[str, str],
+    files: Sequence[str],
 ) -> dict[str, Any]:
     from svp.strategies.catalog import reads_labels
 
@@ -318,7 +321,7 @@ def _receipt(
         },
         "labels": {
             "digest": labels_digest(labels),
-            "files": label_files(study),
+            "files": list(files),
             "count": len(labels),
             "used": len(choice.names_L),
             "classes": dict(sorted(counts.items())),
