@@ -10,6 +10,7 @@ from svp.cli import (
     catalog,
     curves,
     embedding,
+    judging,
     labelling,
     models,
     plan,
@@ -73,6 +74,8 @@ app.command("finetune")(training.finetune)
 app.command("predict")(models.predict)
 app.command("export")(models.export)
 app.command("simulate")(simulation.simulate)
+app.command("gain")(judging.gain)
+app.command("backtest")(judging.backtest)
 app.command("curves")(curves.curves)
 app.add_typer(protocols.protocols_app, name="protocols")
 app.command("report")(reading.report)
