@@ -283,7 +283,7 @@ def test_usage(here, refused):
     assert "--budget" in refused(2, "select", "study")
     assert "--budget" in refused(2, "select", "study", "-n", "many")
     assert "--seed" in refused(2, "select", "study", "-n", 2, "--seed", -1)
-    assert "--batch-size" in refused(2, "embed", "study", "--batch-size", 0)
+    assert "--batch-size" in refused(2, "embed", "study", "--batch-size", -1)
     assert "--proxy" in refused(2, "select", "study", "-n", 2, "--proxy", "forest")
 
 
