@@ -104,6 +104,7 @@ def labels_saved(
     rng: np.random.Generator,
     *,
     reach: float,
+    least: float = 1.0,
     confidence: float = 0.9,
 ) -> LabelsSaved:
     """Estimate how many random labels reach what `labels` of the campaign reach.
@@ -116,10 +117,11 @@ def labels_saved(
         labels: Labels of the campaign.
         rng: Draws.
         reach: Random labels beyond which nothing is told apart, such as ten times those measured.
+        least: Random labels below which nothing is told apart, such as the fewest measured.
         confidence: Nominal coverage.
     """
     error_K = campaign.errors(labels)[campaign.draw(_DRAWS, rng)]
-    needed_K = np.clip(random.labels_for(error_K, random.draw(_DRAWS, rng)), 1.0, reach)
+    needed_K = np.clip(random.labels_for(error_K, random.draw(_DRAWS, rng)), least, reach)
     equal_K = np.full(_DRAWS, 1.0 / _DRAWS)
     needed = summary(needed_K, equal_K, confidence)
     middle = float(np.median(needed_K))  # a mean would be pulled by the bound

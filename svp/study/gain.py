@@ -303,7 +303,13 @@ def _saved(
     by_chance = fit_learning_curve(counts.labels, counts.wrong, counts.tested)
     reach = min(REACH * max(len(names), len(labels)), float(len(features.ids)))
     return labels_saved(
-        curve, by_chance, len(labels), rng, reach=max(reach, 2.0), confidence=confidence
+        curve,
+        by_chance,
+        len(labels),
+        rng,
+        reach=reach,
+        least=min(counts.labels[0], reach),
+        confidence=confidence,
     )
 
 

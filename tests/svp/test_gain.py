@@ -90,6 +90,7 @@ def test_labels_saved_of_known_curves():
     assert saved.share.value == pytest.approx(0.5, abs=0.05)
     assert not saved.bound
     assert labels_saved(*curves, 300, rng, reach=400).bound
+    assert labels_saved(*curves, 300, rng, reach=5000, least=800).random_labels.low == 800
     same = labels_saved(curves[0], curves[0], 300, rng, reach=5000)
     assert same.share.low <= 0 <= same.share.high
 
