@@ -140,7 +140,7 @@ def predict(study: Study, timing: Timing, *, budget: int, rounds: int, device: s
     items = len(study.scan().pool)
     labels = budget * rounds
     views = len({"eval", *study.config.encoder.views})
-    embed_s = views * items * timing.embed.image_s
+    embed_s = views * (timing.embed.fixed_s + items * timing.embed.image_s)
     stages = [StagePrediction(name="embed", seconds=embed_s)]
     stages += [
         StagePrediction(
@@ -276,7 +276,8 @@ def deviations(study: Study, stage: str | None = None) -> tuple[Deviation, ...]:
     embedded = study.embedded()
     if embedded is not None and embedded["embedded"]:
         # Of what this run embedded: the rest was there, perhaps by another study.
-        predicted = embedded["embedded"] * timing["embed"]["image_s"]
+        one = timing["embed"]
+        predicted = one["fixed_s"] + embedded["embedded"] * one["image_s"]
         found.append(("embed", predicted, embedded["seconds"]))
     for done in read_rounds(study):
         name = f"select {done.number}"

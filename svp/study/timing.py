@@ -49,6 +49,7 @@ class EmbedTiming:
     Attributes:
         images: Images timed.
         open_s: Seconds to open the encoder and compare its golden images.
+        fixed_s: Seconds of a run whatever its size, behind `open_s`.
         image_s: Seconds per image, decoding and writing included.
         read_s: Seconds to read one image's embedding back.
         row_bytes: Bytes stored per image.
@@ -58,6 +59,7 @@ class EmbedTiming:
 
     images: int
     open_s: float
+    fixed_s: float
     image_s: float
     read_s: float
     row_bytes: float
@@ -205,6 +207,7 @@ def _time_embedding(
     return EmbedTiming(
         images=count,
         open_s=open_s,
+        fixed_s=fixed_s,
         image_s=max(done.seconds - fixed_s, 1e-9) / count,
         read_s=read_s / count,
         row_bytes=min(stored / len(part), _row_bytes(encoder)),

@@ -35,7 +35,14 @@ def study(material, tmp_path):
 
 def timing(**changes):
     embed = EmbedTiming(
-        images=100, open_s=1.0, image_s=0.01, read_s=0.0, row_bytes=100.0, requests=10, dim=64
+        images=100,
+        open_s=1.0,
+        fixed_s=0.2,
+        image_s=0.01,
+        read_s=0.0,
+        row_bytes=100.0,
+        requests=10,
+        dim=64,
     )
     train = FinetuneTiming(
         steps=8, step_s=0.5, decode_s=0.0, predict_s=0.25, probe_s=0.0, image_bytes=768
@@ -51,7 +58,7 @@ def test_a_prediction_is_the_measurement_times_the_work(study):
     plan = predict(study, timing(), budget=10, rounds=3, device="cpu")
     seconds = {one.name: one.seconds for one in plan.stages}
     assert plan.items == 48
-    assert seconds["embed"] == pytest.approx(48 * 0.01)
+    assert seconds["embed"] == pytest.approx(0.2 + 48 * 0.01)
     # The first round has no labels, others lie on the line through what was timed; each
     # imports and scans.
     assert [seconds[f"select {r}"] for r in range(3)] == pytest.approx([2.5, 3.5, 5.5])
