@@ -21,14 +21,14 @@ def main() -> None:
     options = parser.parse_args()
     options.output.mkdir(parents=True, exist_ok=True)
     rows = 1_000_000 if options.full else 200_000
-    sizes = [] if options.full else ["--n", "20000", "--budget", "500", "--peer-budget", "50"]
+    cases = ["--cases", "S", "M", "L"] if options.full else ["--cases", "quick", "--limit-s", "60"]
     store = _run("store", ["--rows", str(rows), "--json"], capture=True)
     (options.output / "speed-store.json").write_text(store)
     print(store)
     pools = [] if options.full else ["--small", "2000", "--large", "96", "--memory", "2000"]
     tuned = [] if options.full else ["--batch", "16", "--images", "512", "--repeats", "5"]
     for name, arguments in (
-        ("strategies", sizes),
+        ("strategies", cases),
         ("proxies", []),
         ("embed", pools),
         ("finetune", tuned),

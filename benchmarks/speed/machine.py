@@ -1,9 +1,16 @@
 """What this machine can do, and how long something takes on it."""
 
+import contextlib
+import ctypes
 import gc
+import os
+import resource
 import statistics
+import sys
+import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 
@@ -45,6 +52,74 @@ def product_rate(rows: int, inner: int, columns: int, device: torch.device) -> f
             a @ b
 
     return calls * 2.0 * rows * inner * columns / median_s(work, device, 5)
+
+
+def copy_rate(device: torch.device) -> float:
+    """Return the bytes per second of a large copy, read and written bytes counted."""
+    source = torch.ones(2**26, device=device)
+    target = torch.empty_like(source)
+    return 2.0 * 4.0 * len(source) / median_s(lambda: target.copy_(source), device, 5)
+
+
+def peak_bytes(work: Callable[[], object], device: torch.device) -> int:
+    """Run `work` once; return the most memory it held beyond what was held before.
+
+    On a GPU that is the allocator's count. On a CPU it is the kernel's high-water mark of resident
+    memory, set back just before, after free memory was returned to the kernel; where the kernel
+    cannot set it back, the growth of the process's all-time mark, which is too low if more was
+    held before.
+    """
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        work()
+        return torch.cuda.max_memory_allocated(device) - before
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
+    try:
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+        before = _resident("VmRSS")
+    except OSError:
+        unit = 1 if sys.platform == "darwin" else 1024
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+        work()
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit - before
+    work()
+    return _resident("VmHWM") - before
+
+
+def stop_after(
+    limit_s: float, most_bytes: int, report: Callable[[str], None]
+) -> Callable[[], None]:
+    """Watch this process; return what ends the watch.
+
+    Args:
+        limit_s: Seconds from now after which the process ends.
+        most_bytes: Resident memory at which it ends.
+        report: Called with `seconds` or `bytes` just before.
+    """
+    over = threading.Event()
+    deadline = time.monotonic() + limit_s
+
+    def watch() -> None:
+        while not over.wait(0.05):
+            late = time.monotonic() > deadline
+            if late or _resident("VmRSS") > most_bytes:
+                report("seconds" if late else "bytes")
+                sys.stdout.flush()
+                # Nothing below Python can be interrupted otherwise.
+                os._exit(0)
+
+    threading.Thread(target=watch, daemon=True).start()
+    return over.set
+
+
+def _resident(mark: str) -> int:
+    for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
+        if line.startswith(mark):
+            return int(line.split()[1]) * 1024
+    return 0
 
 
 def clumps(
