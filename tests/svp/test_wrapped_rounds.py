@@ -106,6 +106,7 @@ def test_rounds_without_the_column_are_still_read(new_study):
         writer.writerows(rows)
     receipt = json.loads((done.folder / "round.json").read_text())
     del receipt["strategy"]["wrapping"], receipt["strategy"]["state"]
+    del receipt["evidence"], receipt["seal"]  # earlier versions kept neither
     (done.folder / "round.json").write_text(json.dumps(receipt))
     assert _ids(read_rounds(study)[0]) == _ids(done)
     assert replay(study, 0).identical
@@ -158,8 +159,9 @@ def test_a_strategy_gets_back_what_it_kept(new_study):
     stored = json.loads(states[2].read_text())
     stored["state"]["weights"] = [0.5, 0.5]
     states[2].write_text(json.dumps(stored))
-    with pytest.raises(InputError, match="another digest"):
-        replay(study, 3)
+    result = replay(study, 3)
+    assert not result.identical
+    assert any("another digest" in (change.after or "") for change in result.changes)
 
 
 def test_a_simulation_hands_state_on(new_study):
