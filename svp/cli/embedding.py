@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from svp.cli.deviation import say_deviation
 from svp.cli.options import (
     DaskOption,
     DeviceOption,
@@ -17,7 +18,6 @@ from svp.cli.options import (
     parse_settings,
     resolve_device,
 )
-from svp.cli.deviation import say_deviation
 from svp.cli.output import emit
 from svp.errors import FailureRateError, InputError
 from svp.progress import automatic

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from svp.cli.deviation import say_deviation
 from svp.cli.options import (
     DaskOption,
     DeviceOption,
@@ -20,7 +21,6 @@ from svp.cli.options import (
     parse_settings,
     resolve_device,
 )
-from svp.cli.deviation import say_deviation
 from svp.cli.output import emit, table
 from svp.errors import InputError
 from svp.progress import automatic

@@ -5,8 +5,8 @@ from typing import Annotated
 
 import typer
 
-from svp.cli.options import JsonOption, ResultFileOption, StudyArgument
 from svp.cli.deviation import say_deviation
+from svp.cli.options import JsonOption, ResultFileOption, StudyArgument
 from svp.cli.output import emit, table
 from svp.progress import automatic
 

@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from svp.cli.deviation import say_deviation
 from svp.cli.options import (
     DeviceOption,
     JsonOption,
@@ -13,7 +14,6 @@ from svp.cli.options import (
     parse_settings,
     resolve_device,
 )
-from svp.cli.deviation import say_deviation
 from svp.cli.output import emit
 from svp.progress import automatic
 

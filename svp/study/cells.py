@@ -241,12 +241,12 @@ def _views(
     encoder_id: str,
     ids: tuple[str, ...],
 ) -> ItemViews | None:
-    """Return the views that any of the simulated proxies trains on."""
-    for kind in config.proxies:
-        proxy = build_proxy_config(proxy_section(study.config, kind))
-        if wants_views(proxy):
-            return read_views(study, study.open_store(), pool, encoder_id, ids, proxy)
-    return None
+    """Return the views that any of the simulated proxies or strategies reads."""
+    strategies = [build_named_strategy(name, {}) for name in config.strategies]
+    proxies = [build_proxy_config(proxy_section(study.config, kind)) for kind in config.proxies]
+    # One that trains on views asks for more of them than a strategy does.
+    proxy = next((one for one in proxies if wants_views(one)), proxies[0])
+    return read_views(study, study.open_store(), pool, encoder_id, ids, proxy, strategies)
 
 
 def run_cell(
@@ -340,6 +340,7 @@ def _select(
         y_L=stage.y_M[labelled_L],
         n_classes=len(stage.classes),
         proxy=learner.proxy if learner is not None else None,
+        views=() if stage.views is None else stage.views.shown(strategy),
         groups_N=stage.groups_M,
         state=state,
     )
