@@ -16,7 +16,6 @@ from svp.cli.options import (
     parse_settings,
     resolve_device,
 )
-from svp.cli.deviation import say_deviation
 from svp.cli.output import emit
 from svp.errors import InputError
 from svp.progress import Silent, automatic
@@ -201,8 +200,6 @@ def finetune(
     )
     if not writes():
         return
-    if simulated is None and output is None:
-        say_deviation(opened, "finetune")
     if simulated is None and output is None:
         say_deviation(opened, "finetune")
     evaluation = done.metrics.get("evaluation")
