@@ -159,7 +159,7 @@ def test_an_explicit_strategy_is_used_or_refused(new_study):
         select(study, 3, strategy="entropy")
     with pytest.raises(InputError, match=r"Did you mean .*entropy"):
         select(study, 3, strategy="entropie")
-    with pytest.raises(InputError, match="linear or mlp"):
+    with pytest.raises(InputError, match="linear, mlp or a published recipe"):
         select(study, 3, proxy="forest")
     assert not study.rounds_dir.exists()
     import_source_labels(study)  # everything labelled: nothing left
