@@ -16,25 +16,34 @@ def report(
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Default: report.html in the study.")
     ] = None,
+    export: Annotated[
+        Path | None,
+        typer.Option("--export", help="Folder for every figure as SVG and every table as CSV."),
+    ] = None,
+    quick: Annotated[
+        bool,
+        typer.Option("--quick", help="No search for copies, and a map by PCA instead of t-SNE."),
+    ] = False,
     as_json: JsonOption = False,
     result_file: ResultFileOption = None,
 ) -> None:
-    """Write one HTML file that needs no network: curves, balance, gallery, model, cost.
+    """Write one HTML file that needs no network: curves, map, selections, refreshes, model, cost.
 
     Example:
 
-      svp report mystudy
+      svp report mystudy --export figures
     """
     from svp.study.report import write_report
     from svp.study.study import Study
 
     opened = Study.open(study)
-    written = write_report(opened, output, progress=automatic())
+    written = write_report(opened, output, export=export, quick=quick, progress=automatic())
     say_deviation(opened)
     emit(
         "svp.report/1",
-        {"report": written, "bytes": written.stat().st_size},
-        f"Wrote {written}. Open it in a browser; it needs no network.",
+        {"report": written, "bytes": written.stat().st_size, "export": export},
+        f"Wrote {written}. Open it in a browser; it needs no network."
+        + ("" if export is None else f" Figures and tables are in {export}."),
         as_json=as_json,
         result_file=result_file,
     )

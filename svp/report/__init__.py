@@ -13,19 +13,40 @@ from svp.report.content import (
     Saving,
     Stage,
     TargetModel,
-    Thumbnail,
+)
+from svp.report.evidence import (
+    Copies,
+    CopyGroup,
+    CopyItem,
+    Cost,
+    EmbeddingMap,
+    Judgement,
+    MapPoint,
+    Money,
+    RefreshDone,
+    RefreshHistory,
 )
 from svp.report.page import render
-from svp.report.thumbnail import make_thumbnail
+from svp.report.thumbnail import Thumbnail, make_thumbnail
 
 __all__ = [
     "Balance",
     "Comparison",
+    "Copies",
+    "CopyGroup",
+    "CopyItem",
+    "Cost",
     "Curve",
     "CurvePoint",
+    "EmbeddingMap",
     "Fact",
     "Gallery",
     "GalleryItem",
+    "Judgement",
+    "MapPoint",
+    "Money",
+    "RefreshDone",
+    "RefreshHistory",
     "Report",
     "Round",
     "Saving",

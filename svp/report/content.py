@@ -4,12 +4,13 @@ Whoever gathers a study fills these; nothing here reads a file. Accuracies and r
 in [0, 1] (ratios of saved labels may be negative); the page turns them into percent.
 """
 
-import base64
 import dataclasses
 import math
 from typing import Literal
 
 from svp.errors import InputError
+from svp.report.evidence import Copies, EmbeddingMap, Money, RefreshHistory
+from svp.report.thumbnail import Thumbnail
 
 Bound = Literal["measured", "at least", "at most"]
 
@@ -183,28 +184,6 @@ class Balance:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
-class Thumbnail:
-    """A small picture, encoded.
-
-    Attributes:
-        mime: Its type.
-        data: The encoded bytes.
-        width: In pixels.
-        height: In pixels.
-    """
-
-    mime: Literal["image/jpeg", "image/png"]
-    data: bytes
-    width: int
-    height: int
-
-    @property
-    def uri(self) -> str:
-        """The picture as a data URI."""
-        return f"data:{self.mime};base64,{base64.b64encode(self.data).decode('ascii')}"
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class GalleryItem:
     """One selected item.
 
@@ -231,7 +210,7 @@ class GalleryItem:
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class Gallery:
-    """The last selection, or its first part.
+    """The selection of one round, or its first part.
 
     Attributes:
         round: Number of the round.
@@ -300,9 +279,15 @@ class Report:
         comparisons: Simulations, the one the headline quotes last.
         rounds: In order.
         balance: Labels of each class.
+        embedding_map: The pool in two dimensions, with the rounds' picks.
         gallery: The last selection.
+        earlier: The selections before it, newest first; their first items.
+        copies: Copies in the pool.
+        copies_skipped: Why copies were not looked for; empty where they were.
+        refreshes: Whether the features still fitted.
         model: The fine-tuned network.
         stages: Wall time by stage.
+        money: What it cost; None where the study states no prices.
         configuration: The study's settings.
         identities: Pool, encoder, store.
         versions: Of svp and the packages that can move a number.
@@ -317,9 +302,15 @@ class Report:
     comparisons: tuple[Comparison, ...] = ()
     rounds: tuple[Round, ...] = ()
     balance: Balance | None = None
+    embedding_map: EmbeddingMap | None = None
     gallery: Gallery | None = None
+    earlier: tuple[Gallery, ...] = ()
+    copies: Copies | None = None
+    copies_skipped: str = ""
+    refreshes: RefreshHistory | None = None
     model: TargetModel | None = None
     stages: tuple[Stage, ...] = ()
+    money: Money | None = None
     configuration: tuple[Fact, ...] = ()
     identities: tuple[Fact, ...] = ()
     versions: tuple[Fact, ...] = ()

@@ -8,8 +8,9 @@ import base64
 import dataclasses
 import hashlib
 import re
+from collections.abc import Sequence
 from importlib import resources
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import jinja2
 from markupsafe import Markup
@@ -17,23 +18,28 @@ from markupsafe import Markup
 from svp.report import bars, quantity
 from svp.report.comparison import ChartPair, chart_pair, view_comparison
 from svp.report.content import Curve, CurvePoint, Gallery, GalleryItem, Report
+from svp.report.evidence import CopyGroup, CopyItem, Cost
 from svp.report.headline import headline, quoted_saving
+from svp.report.scatter import map_of
+from svp.report.scores import ScoreChart, score_chart
 
 # Limits of the page's size, whatever it is given.
 MAX_ITEMS: Final = 200
 MAX_THUMBNAIL_BYTES: Final = 4 * 2**20
+MAX_EARLIER: Final = 4
+MAX_EARLIER_BYTES: Final = 2**19
+MAX_COPIES: Final = 8
+MAX_COPIES_BYTES: Final = 2**17
 # Cards shown at once; the others fold away, and stay away in print.
 OPEN_ITEMS: Final = 24
 
+_Shown = TypeVar("_Shown", GalleryItem, CopyItem)
+_CENT: Final = 0.005
 _NUMBER: Final = re.compile(r"[-−]?\d+(?:[.,]\d+)*(?:e[-+−]?\d+)?", re.IGNORECASE)
 
 
-def render(report: Report) -> str:
-    """Return the report as one HTML document.
-
-    Args:
-        report: The content. The same content gives the same bytes.
-    """
+def page_environment() -> jinja2.Environment:
+    """Return what renders this package's templates: autoescaping, and numbers as people read."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("svp.report"),
         autoescape=True,
@@ -47,8 +53,19 @@ def render(report: Report) -> str:
         "percent": quantity.percent,
         "significant": quantity.significant,
         "duration": quantity.duration,
+        "money": quantity.money,
     }
-    style = _style_sheet()
+    return environment
+
+
+def render(report: Report) -> str:
+    """Return the report as one HTML document.
+
+    Args:
+        report: The content. The same content gives the same bytes.
+    """
+    environment = page_environment()
+    style = style_sheet()
     digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode("ascii")
     return environment.get_template("report.html").render(
         report=report,
@@ -64,6 +81,10 @@ def render(report: Report) -> str:
         ],
         **_balance(report),
         **_gallery(report),
+        map=map_of(report),
+        copy_groups=_copy_groups(report),
+        scores=_scores(report),
+        costs=_costs(report),
         recall_bars=() if report.model is None else bars.recall_bars(report.model),
         confusion=() if report.model is None else bars.confusion_cells(report.model),
         confused=() if report.model is None else bars.confused_pairs(report.model),
@@ -71,16 +92,21 @@ def render(report: Report) -> str:
     )
 
 
-def limit_gallery(gallery: Gallery) -> Gallery:
+def limit_gallery(gallery: Gallery, *, most_bytes: int = MAX_THUMBNAIL_BYTES) -> Gallery:
     """Return the gallery's first items, without the thumbnails that would not fit."""
-    left = MAX_THUMBNAIL_BYTES
+    items = _without_excess(gallery.items[:MAX_ITEMS], most_bytes)
+    return dataclasses.replace(gallery, items=items)
+
+
+def _without_excess(items: Sequence[_Shown], most_bytes: int) -> tuple[_Shown, ...]:
+    left = most_bytes
     kept = []
-    for item in gallery.items[:MAX_ITEMS]:
+    for item in items:
         size = 0 if item.thumbnail is None else len(item.thumbnail.data)
         fits = size <= left
         left -= size if fits else 0
         kept.append(item if fits else dataclasses.replace(item, thumbnail=None))
-    return dataclasses.replace(gallery, items=tuple(kept))
+    return tuple(kept)
 
 
 def shared_reason(items: tuple[GalleryItem, ...]) -> str:
@@ -89,13 +115,16 @@ def shared_reason(items: tuple[GalleryItem, ...]) -> str:
     return items[0].reason if len(items) > 1 and len(patterns) == 1 else ""
 
 
-def _style_sheet() -> str:
+def style_sheet() -> str:
+    """Return the style of the page and of the drawings on it."""
     folder = resources.files("svp.report") / "templates"
-    return (folder / "report.css").read_text(encoding="utf-8")
+    return "".join(
+        (folder / name).read_text(encoding="utf-8") for name in ("drawing.css", "report.css")
+    )
 
 
-def _progress(report: Report) -> ChartPair | None:
-    """Draw the study's own accuracy over its rounds, once there are two to join."""
+def progress_curve(report: Report) -> Curve | None:
+    """Return the study's own accuracy over its rounds, once there are two to join."""
     points = tuple(
         CurvePoint(labels=done.labels, mean=done.accuracy, sd=None, seeds=1)
         for done in report.rounds
@@ -103,7 +132,13 @@ def _progress(report: Report) -> ChartPair | None:
     )
     if len(points) < 2:
         return None
-    curve = Curve(strategy="this study", points=points)
+    return Curve(strategy="this study", points=points)
+
+
+def _progress(report: Report) -> ChartPair | None:
+    curve = progress_curve(report)
+    if curve is None:
+        return None
     return chart_pair([curve], "own", "", f"{report.rounds[-1].split} accuracy")
 
 
@@ -125,11 +160,55 @@ def _balance(report: Report) -> dict[str, Any]:
 
 def _gallery(report: Report) -> dict[str, Any]:
     if report.gallery is None or not report.gallery.items:
-        return {"gallery": None, "cards": (), "folded": (), "reason": ""}
+        return {"gallery": None, "cards": (), "folded": (), "reason": "", "earlier": ()}
     gallery = limit_gallery(report.gallery)
     return {
         "gallery": gallery,
         "cards": gallery.items[:OPEN_ITEMS],
         "folded": gallery.items[OPEN_ITEMS:],
         "reason": shared_reason(gallery.items),
+        "earlier": [
+            (shown, shared_reason(shown.items))
+            for shown in (
+                limit_gallery(one, most_bytes=MAX_EARLIER_BYTES)
+                for one in report.earlier[:MAX_EARLIER]
+            )
+        ],
     }
+
+
+def _copy_groups(report: Report) -> tuple[CopyGroup, ...]:
+    if report.copies is None:
+        return ()
+    return tuple(
+        dataclasses.replace(
+            group, items=_without_excess(group.items[:MAX_COPIES], MAX_COPIES_BYTES)
+        )
+        for group in report.copies.groups[:MAX_COPIES]
+    )
+
+
+def _costs(report: Report) -> tuple[Cost, ...]:
+    """Return the costs as listed: what is below a cent together, in one row at the end."""
+    if report.money is None:
+        return ()
+    small = [cost for cost in report.money.costs if cost.amount < _CENT]
+    if len(small) < 2:
+        return report.money.costs
+    together = Cost(
+        name="below a cent each",
+        quantity=quantity.plural(len(small), "stage"),
+        amount=sum(cost.amount for cost in small),
+    )
+    return (*(cost for cost in report.money.costs if cost.amount >= _CENT), together)
+
+
+def _scores(report: Report) -> tuple[ScoreChart, ...]:
+    """Draw the refresh criterion wide and narrow, once there are two scores to join."""
+    if report.refreshes is None:
+        return ()
+    drawn = (
+        score_chart(report.refreshes, key=f"scores-{size}", width=width)
+        for size, width in (("wide", 860), ("narrow", 400))
+    )
+    return tuple(chart for chart in drawn if chart is not None)

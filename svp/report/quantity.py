@@ -46,6 +46,11 @@ def duration(seconds: float | None) -> str:
     return f"{number(hours)} h {minutes:02d} min"
 
 
+def money(amount: float) -> str:
+    """Return an amount with cents, or with what is left of a cent."""
+    return "< 0.01" if 0 < amount < 0.005 else number(amount, 2)
+
+
 def plural(count: int, one: str, many: str = "") -> str:
     """Return `count` with the noun that fits it."""
     return f"{number(count)} {one if count == 1 else many or one + 's'}"

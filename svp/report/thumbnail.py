@@ -1,9 +1,9 @@
 """Thumbnails that travel inside the page."""
 
+import base64
+import dataclasses
 import io
-from typing import TYPE_CHECKING, Final
-
-from svp.report.content import Thumbnail
+from typing import TYPE_CHECKING, Final, Literal
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -12,6 +12,28 @@ if TYPE_CHECKING:
 EDGE: Final = 160
 # Below this a picture is kept losslessly and shown with square pixels: JPEG smears 32 px images.
 LOSSLESS_EDGE: Final = 64
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Thumbnail:
+    """A small picture, encoded.
+
+    Attributes:
+        mime: Its type.
+        data: The encoded bytes.
+        width: In pixels.
+        height: In pixels.
+    """
+
+    mime: Literal["image/jpeg", "image/png"]
+    data: bytes
+    width: int
+    height: int
+
+    @property
+    def uri(self) -> str:
+        """The picture as a data URI."""
+        return f"data:{self.mime};base64,{base64.b64encode(self.data).decode('ascii')}"
 
 
 def make_thumbnail(image: "Image.Image", *, edge: int = EDGE) -> Thumbnail:

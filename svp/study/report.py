@@ -4,44 +4,35 @@ import datetime
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
+
+import numpy as np
 
 from feature_store.atomic import write_text
+from feature_store.errors import FeatureStoreError
 from svp import provenance
 from svp.errors import InputError
 from svp.progress import Progress, Silent
 from svp.report.content import (
     Balance,
     Fact,
-    Gallery,
-    GalleryItem,
     Report,
     Round,
-    Stage,
     TargetModel,
-    Thumbnail,
 )
-from svp.report.page import MAX_ITEMS, render
+from svp.report.export import draw_figures, write_tables
+from svp.report.page import render
 from svp.report.quantity import percent, plural
-from svp.report.thumbnail import make_thumbnail
 from svp.study.comparison import read_comparisons, read_json
 from svp.study.labels import read_labels
 from svp.study.record import RoundResult, read_rounds
+from svp.study.refreshes import read_refreshes
+from svp.study.report_map import read_map
+from svp.study.report_pictures import Pictures, read_copies, read_earlier, read_gallery
+from svp.study.report_time import read_history, read_money, read_stages, verdict_phrase
 from svp.study.study import Study
 from svp.study.tables import to_table
 
-if TYPE_CHECKING:
-    from svp.data import Source
-
-# Stages of a round in the order they run, as the page names them.
-_STAGES: Final = {
-    "scan": "scan images",
-    "read": "read embeddings",
-    "proxy": "train proxies",
-    "select": "select",
-    "evaluate": "evaluate proxies",
-    "write": "write rounds",
-}
 _SPLITS: Final = {"val": "validation", "test": "test"}
 
 
@@ -50,6 +41,8 @@ def write_report(
     output: str | Path | None = None,
     *,
     generated: str | None = None,
+    export: str | Path | None = None,
+    quick: bool = False,
     progress: Progress | None = None,
 ) -> Path:
     """Write the study's report and return where it is.
@@ -58,6 +51,8 @@ def write_report(
         study: The study.
         output: The file; default: `report.html` in the study's folder.
         generated: The moment shown on the page, ISO 8601; default: now.
+        export: A folder for the same as figures (SVG) and tables (CSV); default: none.
+        quick: Leave out what takes seconds: t-SNE and the search for copies.
         progress: Where to report.
 
     Raises:
@@ -66,16 +61,25 @@ def write_report(
     path = study.path / "report.html" if output is None else Path(output)
     moment = provenance.now() if generated is None else generated
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_text(path, render(gather_report(study, generated=moment, progress=progress)))
+    report = gather_report(study, generated=moment, quick=quick, progress=progress)
+    write_text(path, render(report))
+    if export is not None:
+        folder = Path(export)
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, text in {**draw_figures(report), **write_tables(report)}.items():
+            write_text(folder / name, text)
     return path
 
 
-def gather_report(study: Study, *, generated: str = "", progress: Progress | None = None) -> Report:
+def gather_report(
+    study: Study, *, generated: str = "", quick: bool = False, progress: Progress | None = None
+) -> Report:
     """Read everything a report of the study shows.
 
     Args:
         study: The study.
         generated: The moment shown on the page, ISO 8601.
+        quick: Leave out what takes seconds: t-SNE and the search for copies.
         progress: Where to report.
 
     Raises:
@@ -86,19 +90,29 @@ def gather_report(study: Study, *, generated: str = "", progress: Progress | Non
     done = read_rounds(study)
     embedded = read_json(study.path / "encoder.json")
     metrics = read_json(study.model_dir / "metrics.json")
+    refreshes, pictures = read_refreshes(study), Pictures.of(study)
+    size = _pool_size(embedded, done)
+    copies, skipped = read_copies(study, size, pictures, progress, quick=quick)
+    stages = read_stages(embedded, done, refreshes, metrics)
     return Report(
         name=study.config.name,
         generated=_moment(generated),
         study=str(study.path),
         strategy=study.config.strategy.name,
-        pool_size=_pool_size(embedded, done),
+        pool_size=size,
         labels=len(labels),
         comparisons=read_comparisons(study.simulation_dir),
         rounds=_rounds(done),
         balance=_balance(labels, done),
-        gallery=_gallery(study, done[-1], labels, progress) if done else None,
+        embedding_map=read_map(study, done, labels, quick=quick, progress=progress),
+        gallery=read_gallery(done[-1], labels, pictures, progress) if done else None,
+        earlier=read_earlier(done, labels, pictures, progress),
+        copies=copies,
+        copies_skipped=skipped,
+        refreshes=read_history(study.config.refresh.mode, done, refreshes),
         model=_model(study.model_dir, metrics),
-        stages=_stages(embedded, done, metrics),
+        stages=stages,
+        money=read_money(study.config.prices, len(labels), stages, _stored_bytes(study, embedded)),
         configuration=tuple(_flatten(to_table(study.config))),
         identities=_identities(study, embedded, done),
         versions=tuple(Fact(name=k, value=v) for k, v in provenance.versions().items()),
@@ -119,6 +133,18 @@ def _pool_size(embedded: Mapping[str, Any], done: Sequence[RoundResult]) -> int 
     return None if size is None else int(size)
 
 
+def _stored_bytes(study: Study, embedded: Mapping[str, Any]) -> int | None:
+    """Return the size of the embeddings that `svp embed` made last; None where not to be had."""
+    if study.config.prices is None or "encoder_id" not in embedded:
+        return None
+    try:
+        table = study.open_store().table(str(embedded["encoder_id"]))
+        row_bytes = (table.dim or 0) * np.dtype(str(table.dtype)).itemsize
+    except (InputError, FeatureStoreError):
+        return None
+    return row_bytes * int(embedded.get("items", 0))
+
+
 def _rounds(done: Sequence[RoundResult]) -> tuple[Round, ...]:
     # One split for all rounds, or their accuracies would not make a curve. Validation goes first:
     # a test split that is looked at every round is no test split.
@@ -133,22 +159,11 @@ def _rounds(done: Sequence[RoundResult]) -> tuple[Round, ...]:
             labels=int(one.receipt["labels"]["used"]),
             accuracy=one.receipt.get("metrics", {}).get(split, {}).get("accuracy"),
             split=_SPLITS[split],
-            refresh=_verdict(one.receipt.get("refresh")),
+            refresh=verdict_phrase(one.receipt.get("refresh")),
             seconds=sum(one.receipt.get("timings_s", {}).values()) or None,
         )
         for one in done
     )
-
-
-def _verdict(refresh: Any) -> str:
-    """Return what a receipt says about refreshing the encoder, as one phrase."""
-    if not isinstance(refresh, Mapping) or not isinstance(refresh.get("verdict"), Mapping):
-        return ""
-    verdict = refresh["verdict"]
-    said = "stale" if verdict["stale"] else "not stale"
-    if refresh.get("done") is not None:
-        said = f"refreshed ({said})"
-    return f"{said}: {verdict['reason']}"
 
 
 def _balance(labels: Mapping[str, str], done: Sequence[RoundResult]) -> Balance | None:
@@ -166,48 +181,6 @@ def _balance(labels: Mapping[str, str], done: Sequence[RoundResult]) -> Balance 
         sources=tuple("imported" if s is None else f"round {s}" for s in order),
         counts=tuple(tuple(counted[s][name] for name in classes) for s in order),
     )
-
-
-def _gallery(
-    study: Study, last: RoundResult, labels: Mapping[str, str], progress: Progress
-) -> Gallery:
-    try:
-        source: Source | None = study.source()
-    except InputError:
-        # The images may live on another machine; everything else can still be shown.
-        source = None
-    shown = last.picks[:MAX_ITEMS]
-    items = []
-    with progress.task("thumbnails", len(shown), "images") as task:
-        for pick in shown:
-            items.append(
-                GalleryItem(
-                    id=pick.id,
-                    rank=pick.rank,
-                    utility=pick.utility,
-                    reason=pick.reason,
-                    predicted=pick.predicted or "",
-                    confidence=pick.confidence,
-                    label=labels.get(pick.id, ""),
-                    thumbnail=None if source is None else _thumbnail(source, pick.uri),
-                )
-            )
-            task.advance(1)
-    return Gallery(
-        round=last.number,
-        strategy=last.receipt["strategy"]["name"],
-        items=tuple(items),
-        total=len(last.picks),
-    )
-
-
-def _thumbnail(source: "Source", uri: str) -> Thumbnail | None:
-    from svp.data import DecodeError, decode_image
-
-    try:
-        return make_thumbnail(decode_image(source.read(uri)))
-    except (OSError, DecodeError, InputError):
-        return None
 
 
 def _model(folder: Path, metrics: Mapping[str, Any]) -> TargetModel | None:
@@ -234,26 +207,6 @@ def _model(folder: Path, metrics: Mapping[str, Any]) -> TargetModel | None:
         confusion=tuple(tuple(row) for row in scores.get("confusion", ())),
         metrics=tuple(Fact(name=k, value=percent(v, 2)) for k, v in listed if v is not None),
     )
-
-
-def _stages(
-    embedded: Mapping[str, Any], done: Sequence[RoundResult], metrics: Mapping[str, Any]
-) -> tuple[Stage, ...]:
-    stages = []
-    if "seconds" in embedded:
-        items = plural(int(embedded.get("embedded", embedded.get("items", 0))), "image")
-        stages.append(Stage(name="embed", seconds=float(embedded["seconds"]), note=items))
-    rounds: dict[str, float] = {}
-    for one in done:
-        for name, seconds in one.receipt.get("timings_s", {}).items():
-            rounds[name] = rounds.get(name, 0.0) + float(seconds)
-    note = plural(len(done), "round")
-    order = [*(name for name in _STAGES if name in rounds), *sorted(rounds.keys() - _STAGES.keys())]
-    stages += [Stage(name=_STAGES.get(n, n), seconds=rounds[n], note=note) for n in order]
-    for name, seconds in metrics.get("seconds", {}).items():
-        steps = plural(int(metrics["steps"]), "step") if name == "train" else ""
-        stages.append(Stage(name=f"fine-tune: {name}", seconds=float(seconds), note=steps))
-    return tuple(stage for stage in stages if stage.seconds > 0)
 
 
 def _identities(

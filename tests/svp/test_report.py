@@ -14,11 +14,21 @@ from svp.errors import InputError
 from svp.report import (
     Balance,
     Comparison,
+    Copies,
+    CopyGroup,
+    CopyItem,
+    Cost,
     Curve,
     CurvePoint,
+    EmbeddingMap,
     Fact,
     Gallery,
     GalleryItem,
+    Judgement,
+    MapPoint,
+    Money,
+    RefreshDone,
+    RefreshHistory,
     Report,
     Round,
     Saving,
@@ -35,7 +45,10 @@ from svp.report.quantity import duration, number, percent, plural, significant
 
 EVIL = "<script>alert(1)</script>.png"
 QUOTES = "\"><img src=x onerror=alert(1)>' onload='x"
-SECTIONS = ("curves", "rounds", "balance", "selection", "model", "time", "setup")
+SECTIONS = (
+    "curves", "rounds", "map", "selection", "copies", "balance", "refreshes", "model", "time",
+    "setup",
+)  # fmt: skip
 VOID = {"meta", "img", "br", "wbr", "link", "input", "hr"}
 
 
@@ -75,6 +88,28 @@ def curve(strategy, means, proxy="linear", **options):
         for i, mean in enumerate(means)
     )
     return Curve(strategy=strategy, proxy=proxy, points=points, **options)
+
+
+def history():
+    verdicts = ((10, None, None, False), (20, -0.1, None, False), (30, -0.2, 0.5, False),
+                (40, -0.2, 0.01, True))  # fmt: skip
+    judgements = tuple(
+        Judgement(
+            round=place,
+            labels=labels,
+            encoder="0123456789abcdef",
+            stale=stale,
+            reason=EVIL,
+            ped_steps=6,
+            score=score,
+            change=change,
+            threshold=0.05,
+            refresh=1 if stale else None,
+        )
+        for place, (labels, score, change, stale) in enumerate(verdicts, start=1)
+    )
+    done = RefreshDone(number=1, labels=40, finetune_s=60.0, embed_s=9.0, encoder=QUOTES)
+    return RefreshHistory(mode="auto", judgements=judgements, done=(done,))
 
 
 def full_report():
@@ -136,7 +171,52 @@ def full_report():
             sources=("round 0", "round 1"),
             counts=((10, 20, 0), (20, 20, 20)),
         ),
+        embedding_map=EmbeddingMap(
+            points=tuple(
+                MapPoint(
+                    id=EVIL if place == 5 else f"{place}",
+                    x=place % 7,
+                    y=place / 3,
+                    label=(QUOTES, "b", "")[place % 3] if place < 12 else "",
+                    round=place % 3 if place < 12 else None,
+                    rank=place + 1 if place < 12 else None,
+                )
+                for place in range(40)
+            ),
+            method="t-SNE",
+            total=1797,
+        ),
         gallery=Gallery(round=2, strategy="margin", items=items, total=400),
+        earlier=(
+            Gallery(
+                round=1,
+                strategy=EVIL,
+                items=(GalleryItem(id=QUOTES, rank=1, reason=EVIL, thumbnail=items[0].thumbnail),),
+                total=30,
+            ),
+        ),
+        copies=Copies(
+            threshold=0.98,
+            items=1797,
+            exact=1,
+            near=1,
+            waste=2,
+            labels_differ=1,
+            sides_differ=1,
+            total=9,
+            groups=(
+                CopyGroup(
+                    items=(
+                        CopyItem(id="kept.png", kind="kept", thumbnail=items[0].thumbnail),
+                        CopyItem(id=EVIL, kind="near", cosine=0.991, label=QUOTES),
+                    ),
+                    size=3,
+                    labels_differ=True,
+                    sides_differ=True,
+                ),
+            ),
+        ),
+        refreshes=history(),
         model=TargetModel(
             accuracy=0.9,
             method="lp-ft",
@@ -145,6 +225,16 @@ def full_report():
             metrics=(Fact(name="Macro F1", value="90%"),),
         ),
         stages=(Stage(name="embed", seconds=12.0), Stage(name="train", seconds=120.0)),
+        money=Money(
+            currency=EVIL,
+            as_of="2025-11-01",
+            costs=(
+                Cost(name="labels", quantity="90 labels", amount=9.0),
+                Cost(name=QUOTES, quantity="1 s", amount=0.001),
+                Cost(name="train", quantity="2 s", amount=0.002),
+                Cost(name="embed", quantity="1 h", amount=0.5),
+            ),
+        ),
         configuration=(Fact(name="seed", value="0"), Fact(name="data.source", value=EVIL)),
         identities=(Fact(name="pool", value="0123456789abcdef"),),
         versions=(Fact(name="svp", value="0.1.0"),),
@@ -207,7 +297,10 @@ def test_an_empty_study_says_which_command_fills_each_section():
     text = render(Report(name="New", study="studies/new"))
     seen = Page(text)
     said = " ".join(" ".join(seen.text).split())
-    for command in ("simulate", "select", "labels import", "finetune", "plan", "init"):
+    for command in (
+        "simulate", "select", "labels import", "finetune", "plan", "init", "embed",
+        "pool duplicates", "refresh",
+    ):  # fmt: skip
         assert f"svp {command} studies/new" in said
     assert text.count('class="empty"') == len(SECTIONS)
     assert "figure" not in seen.tags
@@ -219,7 +312,7 @@ def test_the_same_content_gives_the_same_bytes(page):
 
 def test_every_picture_has_a_text_and_every_chart_a_description(page):
     seen = Page(page)
-    assert len(seen.values("alt")) == seen.tags.count("img") == 40
+    assert len(seen.values("alt")) == seen.tags.count("img") == 42
     assert seen.tags.count("desc") == page.count('role="img" aria-labelledby')
     assert "margin 90.0% at 300" in page
 
