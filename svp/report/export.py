@@ -5,6 +5,7 @@ CSV holds plain numbers, not those the page rounds: fractions stay fractions, se
 
 import csv
 import io
+import math
 import re
 from collections.abc import Iterable, Sequence
 from typing import Final
@@ -20,6 +21,11 @@ from svp.report.scores import score_chart
 Row = Sequence[object]
 # Characters that XML cannot hold, not even escaped.
 _FORBIDDEN: Final = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+# Legend of a map: entries a row, and where they stand.
+_KEYS: Final = 4
+_KEY_LEFT: Final = 16
+_KEY_WIDTH: Final = 210
+_KEY_HEIGHT: Final = 22
 # What spreadsheets take for a formula at the start of a cell.
 _FORMULA: Final = ("=", "+", "-", "@", "\t", "\r")
 
@@ -53,10 +59,19 @@ def draw_figures(report: Report) -> dict[str, str]:
     style = Markup(style_sheet())
     drawn = map_of(report)
     if drawn is not None:
-        for colour in ("round", "class"):
+        for colour, named in (
+            ("round", [(layer.style, layer.name) for layer in drawn.layers]),
+            ("class", [(one.style, one.name) for one in drawn.classes]),
+        ):
+            legend = [
+                (*one, _KEY_LEFT + _KEY_WIDTH * (place % _KEYS),
+                 drawn.height + _KEY_HEIGHT * (1 + place // _KEYS))
+                for place, one in enumerate(named)
+            ]  # fmt: skip
             figures[f"map-by-{colour}.svg"] = template.render(
                 style=style, map=drawn, scores=None, colour=colour, title=drawn.title,
-                width=drawn.width, height=drawn.height,
+                legend=legend, width=drawn.width,
+                height=drawn.height + _KEY_HEIGHT * (1 + math.ceil(len(named) / _KEYS)),
             )  # fmt: skip
     history = None if report.refreshes is None else score_chart(report.refreshes, key="scores")
     if history is not None:

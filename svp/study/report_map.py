@@ -124,6 +124,7 @@ def project(x_Sd: Float32Array, *, seed: int, quick: bool) -> tuple[Float32Array
         quick: PCA alone.
     """
     from sklearn.manifold import TSNE
+    from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
     total, dim = x_Sd.shape
     components = min(_PCA, total, dim)
@@ -143,7 +144,9 @@ def project(x_Sd: Float32Array, *, seed: int, quick: bool) -> tuple[Float32Array
         learning_rate="auto",
         random_state=derive_seed(seed, "report-map") % 2**32,
     )
-    y_S2: Float32Array = tsne.fit_transform(reduced.astype(np.float32))
+    # Its threads wait busily for each other: on a busy machine they take ten times as long as one.
+    with threadpool_limits(limits=1):
+        y_S2: Float32Array = tsne.fit_transform(reduced.astype(np.float32))
     return y_S2, "t-SNE"
 
 

@@ -197,7 +197,14 @@ def test_figures_are_whole_inert_svg_files():
         assert not re.search(
             r"https?:|url\(|@import", text.replace("http://www.w3.org/2000/svg", "")
         )
-    assert len(ET.fromstring(figures["map-by-class.svg"]).findall(f".//{SVG}circle")) == 12
+    for name, legend in (
+        ("map-by-round.svg", ["not asked for", "round 0", "round 1", "round 2"]),
+        ("map-by-class.svg", [f"{QUOTES[:17]}…", "b"]),
+    ):
+        root = ET.fromstring(figures[name])
+        assert len(root.findall(f".//{SVG}circle")) == 12 + len(legend)
+        keys = [text.text for text in root.findall(f".//{SVG}text") if text.get("x") == "10"]
+        assert keys == legend
 
 
 def test_tables_hold_plain_numbers_and_no_formulas():
