@@ -364,7 +364,12 @@ def local_cluster(workers: int | None = None) -> Iterator[distributed.SpecCluste
     }
     scheduler = {
         "cls": distributed.Scheduler,
-        "options": {"host": _HOST, "port": 0, "dashboard": False, "dashboard_address": None},
+        "options": {
+            "host": _HOST,
+            "port": 0,
+            "dashboard": False,
+            "dashboard_address": f"{_HOST}:0",
+        },
     }
     with (
         dask.config.set({"distributed.nanny.pre-spawn-environ": environment}),

@@ -16,7 +16,7 @@ from svp.errors import InputError, TemporaryError
 
 def cluster() -> distributed.LocalCluster:
     return distributed.LocalCluster(
-        n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None,
+        n_workers=2, threads_per_worker=1, processes=True, dashboard_address="127.0.0.1:0",
         host="127.0.0.1", memory_limit=0, silence_logs=50,
     )  # fmt: skip
 
