@@ -1,4 +1,4 @@
-"""Writing chunks and sealing segments on threads of their own, one job of each at a time.
+"""Writing chunks, one at a time, and sealing segments on a thread of its own.
 
 A chunk is waited for, so that a kill costs one chunk and not two: decoding goes on meanwhile, and
 writing takes a small share of the time that embedding a chunk does. Sealing, which reads a whole
@@ -57,7 +57,7 @@ class Publisher:
         check: Callable[[npt.NDArray[Any]], None],
     ) -> None:
         self._dealer, self._provenance, self._check = dealer, provenance, check
-        self._write, self._seal = _Lane("svp-write"), _Lane("svp-seal")
+        self._writing, self._seal = threading.Lock(), _Lane("svp-seal")
         self._segments: list[str] = []
 
     def put(self, deal: Deal, x_Bd: npt.NDArray[Any], failures: Mapping[int, Failure]) -> float:
@@ -71,21 +71,16 @@ class Publisher:
         Returns:
             Seconds it took.
         """
-
-        def job() -> None:
-            self._check(x_Bd)
-            deal.writer.write(deal.chunk, x_Bd, failures)
-            for writer in self._dealer.written(deal):
-                self._seal.put(functools.partial(self._seal_one, writer))
-
         began = time.perf_counter()
-        self._write.put(job)
-        self._write.finish()
+        self._check(x_Bd)
+        with self._writing:
+            deal.writer.write(deal.chunk, x_Bd, failures)
+        for writer in self._dealer.written(deal):
+            self._seal.put(functools.partial(self._seal_one, writer))
         return time.perf_counter() - began
 
     def check(self) -> None:
         """Raise what went wrong, without waiting."""
-        self._write.check()
         self._seal.check()
 
     def _seal_one(self, writer: SegmentWriter) -> None:
@@ -95,13 +90,11 @@ class Publisher:
 
     def finish(self) -> tuple[str, ...]:
         """Wait for all of it; return the ids of the segments that were published, in order."""
-        self._write.finish()
         self._seal.finish()
         for writer in self._dealer.rest():
             self._seal_one(writer)
         return tuple(self._segments)
 
     def stop(self) -> None:
-        """End the threads; a chunk that was handed over is still written."""
-        self._write.stop()
+        """End the thread; a segment that was handed over is still sealed."""
         self._seal.stop()
