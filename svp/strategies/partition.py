@@ -10,7 +10,8 @@ from collections.abc import Iterator
 import numpy as np
 
 from svp.seed import numpy_generator
-from svp.strategies.base import Int64Array, PoolView
+from svp.strategies.base import Int64Array, PoolView, Strategy
+from svp.strategies.cost import Cost, PoolShape
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -75,3 +76,27 @@ def _split(generator: np.random.Generator, n: int, cap: int, parts: int) -> list
     drawn = generator.permutation(n)[: cap or n].astype(np.int64)
     # Ascending again, so that each part keeps the order that decides ties.
     return [np.sort(some) for some in np.array_split(drawn, parts)]
+
+
+def partitioned_cost(
+    inner: Strategy, shape: PoolShape, *, parts: int, candidate_cap: int, labelled_cap: int
+) -> Cost:
+    """Return the cost of `inner` run on parts, one after the other; arguments as in `parts_of`."""
+    candidates = shape.candidates
+    if candidate_cap:
+        candidates = min(max(candidate_cap, shape.budget), candidates)
+    labelled = min(labelled_cap or shape.labelled, shape.labelled)
+    parts = min(parts, shape.budget)
+    one = inner.cost(
+        dataclasses.replace(
+            shape,
+            candidates=-(-candidates // parts),
+            labelled=-(-labelled // parts),
+            budget=-(-shape.budget // parts),
+        )
+    )
+    return Cost(
+        bytes=one.bytes + 48 * (shape.candidates + shape.labelled),
+        flops=one.flops * parts,
+        passes=one.passes,
+    )

@@ -16,7 +16,7 @@ from svp.strategies.badge import Badge, First, draw_gradients
 from svp.strategies.base import Budget, Need, Oracle, PoolView, Selection
 from svp.strategies.cost import Cost, PoolShape
 from svp.strategies.parameters import check_choice, check_range
-from svp.strategies.partition import interleaved, parts_of
+from svp.strategies.partition import interleaved, partitioned_cost, parts_of
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -59,22 +59,12 @@ class PartitionedBadge:
 
     def cost(self, shape: PoolShape) -> Cost:
         """Return memory and arithmetic; see `Strategy.cost`."""
-        candidates = min(max(self.candidate_cap, shape.budget), shape.candidates)
-        candidates = candidates if self.candidate_cap else shape.candidates
-        labelled = min(self.labelled_cap or shape.labelled, shape.labelled)
-        parts = min(self.parts, shape.budget)
-        one = Badge(include_labelled=self.include_labelled).cost(
-            dataclasses.replace(
-                shape,
-                candidates=-(-candidates // parts),
-                labelled=-(-labelled // parts),
-                budget=-(-shape.budget // parts),
-            )
-        )
-        return Cost(
-            bytes=one.bytes + 48 * (shape.candidates + shape.labelled),
-            flops=one.flops * parts,
-            passes=one.passes,
+        return partitioned_cost(
+            Badge(include_labelled=self.include_labelled),
+            shape,
+            parts=self.parts,
+            candidate_cap=self.candidate_cap,
+            labelled_cap=self.labelled_cap,
         )
 
     def select(

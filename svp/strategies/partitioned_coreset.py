@@ -18,7 +18,7 @@ from svp.strategies.coreset import CoreSet
 from svp.strategies.cost import Cost, PoolShape
 from svp.strategies.cover import k_center
 from svp.strategies.parameters import check_choice, check_range
-from svp.strategies.partition import interleaved, parts_of
+from svp.strategies.partition import interleaved, partitioned_cost, parts_of
 from svp.strategies.points import Norm, pool_points
 
 
@@ -61,22 +61,12 @@ class PartitionedCoreSet:
 
     def cost(self, shape: PoolShape) -> Cost:
         """Return memory and arithmetic; see `Strategy.cost`."""
-        candidates = min(max(self.candidate_cap, shape.budget), shape.candidates)
-        candidates = candidates if self.candidate_cap else shape.candidates
-        labelled = min(self.labelled_cap or shape.labelled, shape.labelled)
-        parts = min(self.parts, shape.budget)
-        one = CoreSet().cost(
-            dataclasses.replace(
-                shape,
-                candidates=-(-candidates // parts),
-                labelled=-(-labelled // parts),
-                budget=-(-shape.budget // parts),
-            )
-        )
-        return Cost(
-            bytes=one.bytes + 48 * (shape.candidates + shape.labelled),
-            flops=one.flops * parts,
-            passes=one.passes,
+        return partitioned_cost(
+            CoreSet(),
+            shape,
+            parts=self.parts,
+            candidate_cap=self.candidate_cap,
+            labelled_cap=self.labelled_cap,
         )
 
     def select(
