@@ -106,13 +106,13 @@ def test_a_local_manifest_of_objects_in_two_buckets(put, tmp_path):
 
 
 def test_a_root_says_where_relative_paths_are(put, tmp_path):
-    put("s3://images/root/deep/a.png", png(1))
+    put("s3://images/base/deep/a.png", png(1))
     (tmp_path / "pool.csv").write_bytes(rows(["deep/a.png"]))
-    source = open_source(tmp_path / "pool.csv", root="s3://images/root")
-    assert source.scan().pool.uris == ("s3://images/root/deep/a.png",)
-    (tmp_path / "pool.csv").write_bytes(rows(["s3://images/rootless/a.png"]))
-    with pytest.raises(InputError, match="must lie inside s3://images/root"):
-        open_source(tmp_path / "pool.csv", root="s3://images/root")
+    source = open_source(tmp_path / "pool.csv", root="s3://images/base")
+    assert source.scan().pool.uris == ("s3://images/base/deep/a.png",)
+    (tmp_path / "pool.csv").write_bytes(rows(["s3://images/basement/a.png"]))
+    with pytest.raises(InputError, match="must lie inside s3://images/base"):
+        open_source(tmp_path / "pool.csv", root="s3://images/base")
 
 
 @pytest.mark.parametrize(
