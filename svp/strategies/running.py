@@ -12,9 +12,10 @@ from svp.strategies.wrapper import innermost
 
 def reads_labels(strategy: Strategy) -> bool:
     """Return whether the strategy, as set up, reads labels inside the batch."""
-    if getattr(strategy, "oracle_strata", False):
+    inner = innermost(strategy)  # what is around it reads none
+    if getattr(inner, "oracle_strata", False):
         return True
-    return strategy.uses_oracle and not getattr(strategy, "pseudo", False)
+    return inner.uses_oracle and not getattr(inner, "pseudo", False)
 
 
 def run_strategy(

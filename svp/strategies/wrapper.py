@@ -58,11 +58,6 @@ class Wrapper:
         return self.inner.uses_oracle
 
     @property
-    def pseudo(self) -> bool:
-        """Whether the inner strategy assumes predictions instead of reading labels."""
-        return bool(getattr(self.inner, "pseudo", False))
-
-    @property
     def exactness(self) -> str:
         """Exactness of the whole."""
         return self.inner.exactness

@@ -14,6 +14,7 @@ from svp.strategies.facility import Similarity, facility_location
 from svp.strategies.facility_location import FacilityLocation
 from svp.strategies.keys import keys_of
 from svp.strategies.points import Factors, Points, pool_points
+from svp.strategies.wrapping import Wrapping, wrap
 
 Array = npt.NDArray[np.float64]
 
@@ -167,5 +168,9 @@ def test_strata_read_all_labels_and_share_the_budget() -> None:
     found = run_strategy(strata, view, 31, 0, oracle=lambda rows: y[rows])
     assert found.oracle_calls == 300
     assert sorted(np.bincount(y[found.rows_b]).tolist()) == [10, 10, 11]
-    with pytest.raises(InputError, match="must be given known labels"):
-        run_strategy(strata, view, 31, 0)
+    wrapped = wrap(strata, Wrapping(random_share=0.2))
+    shared = run_strategy(wrapped, view, 31, 0, oracle=lambda rows: y[rows])
+    assert shared.oracle_calls > 0
+    for strategy in (strata, wrapped):
+        with pytest.raises(InputError, match="must be given known labels"):
+            run_strategy(strategy, view, 31, 0)
