@@ -56,9 +56,10 @@ def record(steps: int, warmup: bool, tau: float) -> tuple[int, list[dict[str, An
     from svp.encoders.folder import write_encoder_folder
     from svp.encoders.preprocessing import Preprocessing
     from svp.finetune.data import FinetuneData
-    from svp.finetune.flexmatch import FlexMatch
     from svp.finetune.presets import preset
     from svp.finetune.run import finetune
+    from svp.pseudolabels.flexmatch import FlexMatch
+    from svp.pseudolabels.rule import Targets
 
     values, classes = load_digits(return_X_y=True)
     x = torch.from_numpy((values.reshape(-1, 1, 8, 8) / 16 * 255).astype(np.uint8))
@@ -73,13 +74,13 @@ def record(steps: int, warmup: bool, tau: float) -> tuple[int, list[dict[str, An
     told: list[dict[str, Any]] = []
     plain_targets = FlexMatch.targets
 
-    def targets(self: FlexMatch, weak: torch.Tensor, rows: torch.Tensor) -> Any:
-        before = self.state.thresholds().tolist()
-        answer = plain_targets(self, weak, rows)
+    def targets(self: FlexMatch, weak_logits_MC: torch.Tensor, rows_M: torch.Tensor) -> Targets:
+        before = self.thresholds().tolist()
+        answer = plain_targets(self, weak_logits_MC, rows_M)
         told.append(
             {
-                "rows": rows.tolist(),
-                "probs": weak.detach().float().softmax(1).numpy(),
+                "rows": rows_M.tolist(),
+                "probs": weak_logits_MC.detach().float().softmax(1).numpy(),
                 "thresholds": before,
                 "labels": answer.label_M.tolist(),
                 "masks": (answer.weight_M > 0).tolist(),

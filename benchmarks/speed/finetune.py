@@ -27,11 +27,11 @@ from svp.encoders.encoder import Encoder
 from svp.encoders.preprocessing import Preprocessing
 from svp.encoders.weights import Loaded
 from svp.finetune.config import FinetuneConfig
-from svp.finetune.flexmatch import FlexMatch, FlexMatchState
 from svp.finetune.model import Classifier, Normalisation, autocast, trainable_copy
 from svp.finetune.optimiser import build_optimiser
 from svp.finetune.presets import preset
 from svp.finetune.training import Training
+from svp.pseudolabels.flexmatch import FlexMatch
 
 CLASSES = 100
 
@@ -148,7 +148,7 @@ def measure(
 
 def bookkeeping(options: argparse.Namespace, device: torch.device) -> float:
     """Return the seconds of FlexMatch's rule per step on a pool of `options.pool` images."""
-    rule = FlexMatch(FlexMatchState(options.pool, CLASSES, device=device))
+    rule = FlexMatch(options.pool, CLASSES, device=device)
     count = options.batch * options.uratio
     logits = 8 * torch.randn(count, CLASSES, device=device)
     rows = torch.randint(0, options.pool, (count,), device=device)

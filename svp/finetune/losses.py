@@ -19,8 +19,8 @@ from svp.finetune.config import FinetuneConfig
 from svp.finetune.mixmatch import MixMatch, mix, squared_error_sum
 from svp.finetune.model import Classifier, Normalisation, autocast
 from svp.finetune.parallel import Group, part_of
-from svp.finetune.rule import Rule, Targets
 from svp.finetune.views import StepViews
+from svp.pseudolabels.rule import Rule, Targets
 from svp.seed import derive_seed
 
 
@@ -31,7 +31,7 @@ class Losses:
         self,
         classifier: Classifier,
         average: WeightAverage | None,
-        rule: Rule | None,
+        method: Rule | MixMatch | None,
         normalisation: Normalisation,
         truth_U: torch.Tensor,
         config: FinetuneConfig,
@@ -43,13 +43,13 @@ class Losses:
         Args:
             classifier: The network in training.
             average: Its averaged weights; the teacher `average` needs them.
-            rule: The method; None for supervised training. Its state moves with every step.
+            method: None for supervised training. Its state moves with every step.
             normalisation: From images in [0, 1] to what the classifier takes.
             truth_U: True classes or -1, only compared with pseudo-labels.
             config: The settings.
             group: The processes that train together.
         """
-        self._classifier, self._average, self._rule = classifier, average, rule
+        self._classifier, self._average, self._method = classifier, average, method
         self._normalisation, self._truth_U = normalisation, truth_U
         self._config, self._group = config, group
         self._count = config.uratio * config.batch_size
@@ -75,9 +75,9 @@ class Losses:
         targets: Targets | None = None
         if views.weak_M3SS is None:
             work = self._supervised
-        elif self._config.method == "mixmatch":
+        elif isinstance(self._method, MixMatch):
             work = self._mixed
-        elif self._config.method == "pseudolabel":
+        elif not self._rule.uses_strong:
             work = self._own_labels
         elif parts == 1 and self._mixes and self._config.teacher == "student":
             work = self._all_views_at_once
@@ -129,7 +129,6 @@ class Losses:
         self, part: int, views: StepViews, targets: Targets | None
     ) -> tuple[torch.Tensor, torch.Tensor]:
         del part
-        assert self._rule is not None
         weak_M3SS = _given(views.weak_M3SS)
         if self._mixes:
             labelled_BC = self._logits(views.x_B3SS)
@@ -145,10 +144,11 @@ class Losses:
     def _mixed(
         self, part: int, views: StepViews, targets: Targets | None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        assert isinstance(self._rule, MixMatch)
+        method = self._method
+        assert isinstance(method, MixMatch)
         config, count = self._config, len(views.x_B3SS)
         first_M3SS, second_M3SS = _given(views.weak_M3SS), _given(views.other_M3SS)
-        targets = self._rule.guess(self._look(first_M3SS), self._look(second_M3SS))
+        targets = method.guess(self._look(first_M3SS), self._look(second_M3SS))
         one_hot_BC = functional.one_hot(views.y_B, self._classifier.head.out_features).float()
         guess_MC = _given(targets.probs_MC)
         x_A3SS, target_AC = mix(
@@ -161,7 +161,7 @@ class Losses:
         labelled = self._labelled_loss(logits_AC[:count], target_AC[:count])
         # Both views of an image take part.
         unlabelled = squared_error_sum(logits_AC[count:], target_AC[count:]) / (2 * self._count)
-        loss = labelled + config.lambda_u * self._rule.weight(self._done) * unlabelled
+        loss = labelled + config.lambda_u * method.weight(self._done) * unlabelled
         return loss, self._reported(labelled, unlabelled, targets, _given(views.rows_M))
 
     def _consistency(
@@ -173,7 +173,6 @@ class Losses:
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the loss of a part from its logits, and what is reported of it."""
         config, rule = self._config, self._rule
-        assert rule is not None
         weight_B = rule.labelled_weights(labelled_BC, views.y_B, self._done)
         labelled = self._labelled_loss(labelled_BC, views.y_B, weight_B)
         unlabelled = targets.loss_sum(other_MC) / self._count
@@ -181,18 +180,21 @@ class Losses:
             counted = self._group.sum(targets.weight_M.sum())
             unlabelled = targets.loss_sum(other_MC) / counted.clamp(min=1e-12) / config.accumulate
         loss = labelled + config.lambda_u * rule.weight(self._done) * unlabelled
-        extra = rule.regulariser(other_MC, targets, self._group)
+        extra = rule.regulariser(other_MC, targets, self._group.sum)
         if extra is not None:
             loss = loss + extra / config.accumulate
         return loss, self._reported(labelled, unlabelled, targets, _given(views.rows_M))
 
     def _targets(self, weak_MC: torch.Tensor, views: StepViews) -> Targets:
         """Return this process' targets; the state sees the weak views of all processes."""
-        assert self._rule is not None
         every_MC = self._group.gather(weak_MC.detach(), self._count)
-        return self._rule.targets(every_MC, _given(views.every_row)).part(
-            self._group.share(self._count)
-        )
+        every = self._rule.targets(every_MC, _given(views.every_row))
+        return _targets_of(every, self._group.share(self._count))
+
+    @property
+    def _rule(self) -> Rule:
+        assert isinstance(self._method, Rule)
+        return self._method
 
     def _logits(self, x_B3SS: torch.Tensor) -> torch.Tensor:
         with autocast(x_B3SS.device, self._config.precision):
@@ -277,4 +279,11 @@ def _piece(
         other_M3SS=other_M3SS,
         rows_M=views.rows_M[rows],
     )
-    return piece, None if targets is None else targets.part(rows)
+    return piece, None if targets is None else _targets_of(targets, rows)
+
+
+def _targets_of(targets: Targets, rows: slice) -> Targets:
+    probs_MC = None if targets.probs_MC is None else targets.probs_MC[rows]
+    return Targets(
+        label_M=targets.label_M[rows], weight_M=targets.weight_M[rows], probs_MC=probs_MC
+    )

@@ -1,28 +1,28 @@
-"""The rule that each method's name stands for."""
+"""The method that each name stands for, in its first state."""
 
 import torch
 
 from svp.finetune.config import FinetuneConfig
-from svp.finetune.fixmatch import FixMatch
-from svp.finetune.flexmatch import FlexMatch, FlexMatchState
-from svp.finetune.freematch import FreeMatch
 from svp.finetune.mixmatch import MixMatch
-from svp.finetune.pseudolabel import PseudoLabel
-from svp.finetune.rule import Rule
-from svp.finetune.softmatch import SoftMatch
-from svp.finetune.uda import UDA
+from svp.pseudolabels.fixmatch import FixMatch
+from svp.pseudolabels.flexmatch import FlexMatch
+from svp.pseudolabels.freematch import FreeMatch
+from svp.pseudolabels.pseudolabel import PseudoLabel
+from svp.pseudolabels.rule import Rule
+from svp.pseudolabels.softmatch import SoftMatch
+from svp.pseudolabels.uda import UDA
 
 
-def build_rule(
+def build_method(
     config: FinetuneConfig,
     *,
     num_unlabelled: int,
     num_classes: int,
     device: torch.device | str = "cpu",
-) -> Rule | None:
-    """Return the rule of `config.method` in its first state; None for supervised training."""
+) -> Rule | MixMatch | None:
+    """Return the method that `config.method` names; None for supervised training."""
     if config.method == "flexmatch":
-        state = FlexMatchState(
+        return FlexMatch(
             num_unlabelled,
             num_classes,
             cutoff=config.cutoff,
@@ -30,7 +30,6 @@ def build_rule(
             floor=config.threshold_floor,
             device=device,
         )
-        return FlexMatch(state)
     if config.method == "fixmatch":
         return FixMatch(config.cutoff)
     if config.method == "pseudolabel":

@@ -10,13 +10,15 @@ unlabelled, S = side in pixels, C = classes.
 import numpy as np
 import torch
 
-from svp.finetune.pseudolabel import ramp
-from svp.finetune.rule import Rule, Targets, probabilities
+from svp.pseudolabels.rule import Method, Targets, probabilities, ramp
 from svp.seed import numpy_generator
 
 
-class MixMatch(Rule):
-    """Sharpened mean predictions, all of them used, at a weight that grows from 0; no state."""
+class MixMatch(Method):
+    """Sharpened mean predictions, all of them used, at a weight that grows from 0; no state.
+
+    It labels by two views, where a `Rule` labels by one.
+    """
 
     def __init__(self, temperature: float, ramp_share: float) -> None:
         """Keep T, and the share of the steps over which the weight grows."""

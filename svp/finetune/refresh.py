@@ -16,6 +16,10 @@ class RenderedEncoder(TrainableEncoder, Protocol):
     def preprocessing(self) -> Preprocessing:
         """Image to bytes."""
 
+    @property
+    def decoder(self) -> str:
+        """What makes pixels of bytes."""
+
 
 def refresh_lineage(model: FinetunedModel) -> dict[str, Any]:
     """Return what distinguishes encoders refreshed from different labels or settings."""
@@ -31,6 +35,8 @@ def refresh_lineage(model: FinetunedModel) -> dict[str, Any]:
 def save_refreshed_encoder(path: Path, model: FinetunedModel, encoder: RenderedEncoder) -> None:
     """Write the backbone of a fine-tuned model as an encoder directory.
 
+    Pooling, preprocessing and decoder are the parent's, so its images look as they did before.
+
     Args:
         path: The directory; its name is then the spec of the new encoder.
         model: What `finetune` made from `encoder`.
@@ -45,6 +51,7 @@ def save_refreshed_encoder(path: Path, model: FinetunedModel, encoder: RenderedE
         architecture=encoder.identity["architecture"],
         pooling=encoder.identity["pooling"],
         preprocessing=encoder.preprocessing,
+        decoder=encoder.decoder,
         lineage=refresh_lineage(model),
         provenance={"fine-tune": model.description["fingerprint"]},
     )

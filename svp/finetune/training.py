@@ -20,11 +20,10 @@ from svp.finetune.batchnorm import batch_norms, freeze_batch_norm, synchronised
 from svp.finetune.checkpointing import checkpoint_blocks
 from svp.finetune.config import FinetuneConfig
 from svp.finetune.losses import Losses
-from svp.finetune.methods import build_rule
+from svp.finetune.methods import build_method
 from svp.finetune.model import Classifier, Normalisation
 from svp.finetune.optimiser import build_optimiser, set_rate
 from svp.finetune.parallel import Group
-from svp.finetune.rule import Rule
 from svp.finetune.schedule import rate_factor
 from svp.finetune.views import Views
 from svp.seed import derive_seed
@@ -93,7 +92,7 @@ class Training:
             device=device,
             group=self._group,
         )
-        self._rule: Rule | None = build_rule(
+        self._method = build_method(
             config,
             num_unlabelled=len(unlabelled[0]),
             num_classes=classifier.head.out_features,
@@ -102,7 +101,7 @@ class Training:
         self._losses = Losses(
             classifier,
             self._average,
-            self._rule,
+            self._method,
             normalisation,
             unlabelled[1].to(device),
             config,
@@ -170,7 +169,7 @@ class Training:
                 f"{self.step_number}. Lower head_lr and backbone_lr, or set clip_norm."
             )
         entry = {"step": float(self.step_number), "loss": loss / self._stretch}
-        if self._rule is not None:
+        if self._method is not None:
             entry["loss_unlabelled"] = loss_unlabelled / self._stretch
             entry["mask_ratio"] = mask / self._stretch
             if known:
@@ -192,7 +191,7 @@ class Training:
             "classifier": self.classifier.state_dict(),
             "optimiser": self._optimiser.state_dict(),
             "average": None if self._average is None else self._average.module.state_dict(),
-            "rule": None if self._rule is None else self._rule.state_dict(),
+            "rule": None if self._method is None else self._method.state_dict(),
             "sums": self._sums_5,
             "stretch": self._stretch,
             "history": self.history,
@@ -205,8 +204,8 @@ class Training:
         self._optimiser.load_state_dict(state["optimiser"])
         if self._average is not None:
             self._average.module.load_state_dict(state["average"])
-        if self._rule is not None:
-            self._rule.load_state_dict(state["rule"])
+        if self._method is not None:
+            self._method.load_state_dict(state["rule"])
         self._sums_5.copy_(state["sums"])
         self._stretch = state["stretch"]
         self.history = list(state["history"])

@@ -14,11 +14,11 @@ import torch
 from torch.nn import functional
 
 from svp.errors import InputError
+from svp.proxies.methods import build_rule
 from svp.proxies.mlp import batch_bounds
 from svp.proxies.network import Members, NetworkConfig, NetworkProxy
 from svp.proxies.optimiser import Optimiser
 from svp.proxies.proxy import FitReport
-from svp.proxies.pseudo_labels import make_rule, unlabelled_loss
 from svp.proxies.rates import learning_rates
 from svp.proxies.rows import Orders, Source, StoredViews
 from svp.proxies.standardiser import Standardiser
@@ -198,7 +198,7 @@ def _train(
     criterion = _Criterion(y_L, n_classes, config)
     rule = None
     if config.reads_views and source.unlabelled:
-        rule = make_rule(
+        rule = build_rule(
             config, members=count, rows=source.unlabelled, classes=n_classes, device=device
         )
 
@@ -241,12 +241,14 @@ def _train(
                 z_MCB, weak_MCu, student_MCu = _three(
                     members, x_MBd, weak_Mud, strong_Mud, config, dropping
                 )
-                target, weight_Mu = rule.targets(weak_MCu.detach(), rows_Mu, step / len(rates))
-                loss_M = criterion(z_MCB, y_MB, None) + config.unlabelled_weight * (
-                    unlabelled_loss(student_MCu, target, weight_Mu)
-                )
-                if rule.uses_strong:
-                    loss_M = loss_M + rule.further_loss(student_MCu, weight_Mu)
+                targets = rule.targets(weak_MCu, rows_Mu)
+                # The mean over all u rows, those of weight 0 included.
+                weight_Mu = targets.weight_M * rule.weight(step / len(rates))
+                unlabelled_M = (weight_Mu * targets.losses(student_MCu)).mean(dim=1)
+                loss_M = criterion(z_MCB, y_MB, None) + config.unlabelled_weight * unlabelled_M
+                further_M = rule.regulariser(student_MCu, targets)
+                if further_M is not None:
+                    loss_M = loss_M + further_M
             # Members share no parameter: the gradient of the sum is each member's own.
             optimiser.step(torch.autograd.grad(loss_M.sum(), parameters), rates[step])
             step += 1

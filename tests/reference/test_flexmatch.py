@@ -6,8 +6,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from svp.finetune.flexmatch import FlexMatchState, pseudo_labels
-from svp.finetune.rule import Targets
+from svp.pseudolabels.flexmatch import FlexMatch
+from svp.pseudolabels.rule import Targets
+
+
+def pseudo_labels(rule, logits, rows):
+    targets = rule.targets(logits, rows)
+    return targets.label_M, targets.weight_M
 
 
 class SlowState:
@@ -39,7 +44,7 @@ class SlowState:
 
 def marked(sigma, unused, *, warmup):
     total = sum(sigma) + unused
-    state = FlexMatchState(total, len(sigma), warmup=warmup)
+    state = FlexMatch(total, len(sigma), warmup=warmup)
     label = torch.tensor([c for c, count in enumerate(sigma) for _ in range(count)])
     state.update(torch.arange(len(label)), label, torch.ones(len(label)))
     return state
@@ -58,7 +63,7 @@ def test_worked_example(warmup, expected):
 @pytest.mark.parametrize("num_unlabelled", [3, 40])
 def test_parity_with_recounting_over_a_recorded_sequence(warmup, num_unlabelled):
     rng = np.random.default_rng(7)
-    fast = FlexMatchState(num_unlabelled, 5, cutoff=0.6, warmup=warmup)
+    fast = FlexMatch(num_unlabelled, 5, cutoff=0.6, warmup=warmup)
     slow = SlowState(num_unlabelled, 5, cutoff=0.6, warmup=warmup)
     for _ in range(120):
         rows = rng.integers(0, num_unlabelled, size=12)  # repeats within a batch included
@@ -75,7 +80,7 @@ def test_parity_with_recounting_over_a_recorded_sequence(warmup, num_unlabelled)
 @given(st.integers(1, 30), st.integers(2, 6), st.booleans(), st.integers(0, 2**31))
 def test_invariants(num_unlabelled, num_classes, warmup, seed):
     rng = np.random.default_rng(seed)
-    state = FlexMatchState(num_unlabelled, num_classes, cutoff=0.8, warmup=warmup)
+    state = FlexMatch(num_unlabelled, num_classes, cutoff=0.8, warmup=warmup)
     ever_marked = np.zeros(num_unlabelled, dtype=bool)
     for _ in range(6):
         rows = torch.from_numpy(rng.integers(0, num_unlabelled, size=9))
@@ -98,19 +103,19 @@ def test_invariants(num_unlabelled, num_classes, warmup, seed):
 
 
 def test_every_pseudo_label_counts_before_the_first_mark():
-    state = FlexMatchState(50, 4)
+    state = FlexMatch(50, 4)
     _, mask = pseudo_labels(state, torch.zeros(20, 4), torch.arange(20))
     assert mask.mean() == 1
 
 
 def test_the_floor_holds_back_the_first_pseudo_labels():
-    state = FlexMatchState(50, 4, floor=0.5)
+    state = FlexMatch(50, 4, floor=0.5)
     _, mask = pseudo_labels(state, torch.zeros(20, 4), torch.arange(20))
     assert mask.sum() == 0
 
 
 def test_mask_uses_the_state_from_before_the_batch():
-    state = FlexMatchState(4, 2, warmup=False)
+    state = FlexMatch(4, 2, warmup=False)
     sure, unsure = [9.0, 0.0], [0.1, 0.0]
     _, mask = pseudo_labels(state, torch.tensor([sure, unsure]), torch.tensor([0, 1]))
     assert mask.tolist() == [1, 1]  # class 0 is marked by this batch, and only the next one sees it
@@ -119,7 +124,7 @@ def test_mask_uses_the_state_from_before_the_batch():
 
 
 def test_marking_uses_the_fixed_cutoff_and_not_the_flexible_threshold():
-    state = FlexMatchState(4, 2)
+    state = FlexMatch(4, 2)
     pseudo_labels(state, torch.tensor([[2.0, 0.0]]), torch.tensor([0]))  # 0.88 < 0.95
     assert state.marks().tolist() == [-1, -1, -1, -1]
 
@@ -141,7 +146,7 @@ def test_the_loss_divides_by_all_rows_whatever_the_mask():
 
 def test_no_gradient_reaches_the_weak_views():
     weak = torch.zeros(3, 2, requires_grad=True)
-    label, mask = pseudo_labels(FlexMatchState(3, 2), weak, torch.arange(3))
+    label, mask = pseudo_labels(FlexMatch(3, 2), weak, torch.arange(3))
     strong = torch.zeros(3, 2, requires_grad=True)
     mean_loss(strong, label, mask).backward()
     assert weak.grad is None
@@ -150,7 +155,7 @@ def test_no_gradient_reaches_the_weak_views():
 
 def test_state_survives_a_round_trip():
     state = marked((3, 2), 4, warmup=True)
-    other = FlexMatchState(9, 2)
+    other = FlexMatch(9, 2)
     other.load_state_dict({k: v.clone() for k, v in state.state_dict().items()})
     assert torch.equal(other.marks(), state.marks())
     assert torch.equal(other.thresholds(), state.thresholds())

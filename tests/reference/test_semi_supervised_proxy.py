@@ -7,6 +7,8 @@ import pytest
 import torch
 
 from svp.errors import InputError
+from svp.finetune.config import FinetuneConfig
+from svp.finetune.methods import build_method
 from svp.proxies import (
     NetworkConfig,
     NetworkProxy,
@@ -15,7 +17,11 @@ from svp.proxies import (
     fit_network_seeds,
     fit_proxy,
 )
-from svp.proxies.pseudo_labels import FlexMatch, FreeMatch, SoftMatch, make_rule, unlabelled_loss
+from svp.proxies.methods import build_rule
+from svp.pseudolabels.flexmatch import FlexMatch
+from svp.pseudolabels.freematch import FreeMatch
+from svp.pseudolabels.rule import Rule, Targets
+from svp.pseudolabels.softmatch import SoftMatch
 from svp.seed import derive_seed
 
 CPU = torch.device("cpu")
@@ -48,31 +54,31 @@ class NaiveFlexMatch:
 def test_flexmatch_thresholds_follow_the_naive_ones_on_a_recorded_sequence() -> None:
     rows, classes, members = 23, 4, 2
     generator = torch.Generator().manual_seed(1)
-    rule = FlexMatch(members, rows, classes, 0.9, CPU)
+    rule = FlexMatch(rows, classes, cutoff=0.9, networks=members)
     naive = [NaiveFlexMatch(rows, classes, 0.9) for _ in range(members)]
     assert torch.all(rule.thresholds() == 0)
-    for step in range(30):
+    for _ in range(30):
         # Repeats within a batch, confident and hesitant rows, classes of unequal favour.
         rows_Mu = torch.randint(rows, (members, 9), generator=generator)
         favour = torch.tensor([2.0, 1.0, 0.0, -1.0])[None, :, None]
         weak = 3.0 * torch.randn(members, classes, 9, generator=generator) + favour
-        label_Mu, weight_Mu = rule.targets(weak, rows_Mu, step / 30)
+        targets = rule.targets(weak, rows_Mu)
         for place, one in enumerate(naive):
             p = weak[place].softmax(dim=0).T.tolist()
             expected = one.step(p, rows_Mu[place].tolist())
-            assert label_Mu[place].tolist() == [label for label, _ in expected]
-            assert weight_Mu[place].tolist() == [weight for _, weight in expected]
+            assert targets.label_M[place].tolist() == [label for label, _ in expected]
+            assert targets.weight_M[place].tolist() == [weight for _, weight in expected]
             assert rule.thresholds()[place].tolist() == pytest.approx(one.thresholds(), abs=1e-6)
-    assert torch.all(rule.counts.sum(dim=1) == rows)
+    assert torch.all(rule.counts_C1.sum(dim=1) == rows)
     assert rule.thresholds().max() <= 0.9
 
 
 def test_the_worked_example_of_ten_rows() -> None:
-    rule = FlexMatch(1, 10, 2, 0.95, CPU)
+    rule = FlexMatch(10, 2, networks=1)
     sure = torch.tensor([[[9.0] * 4 + [-9.0], [-9.0] * 4 + [9.0]]])
-    _, first = rule.targets(sure, torch.arange(5)[None], 0.0)
-    assert first.mean() == 1.0
-    assert rule.counts.tolist() == [[4, 1, 5]]
+    first = rule.targets(sure, torch.arange(5)[None])
+    assert first.weight_M.mean() == 1.0
+    assert rule.counts_C1.tolist() == [[4, 1, 5]]
     assert rule.thresholds()[0].tolist() == pytest.approx([0.6333, 0.1056], abs=1e-4)
 
 
@@ -200,47 +206,87 @@ def test_every_rule_learns_and_its_members_are_what_each_seed_trains(trainer: st
 
 def test_softmatch_and_freematch_follow_their_formulas() -> None:
     generator = torch.Generator().manual_seed(3)
-    soft, free = SoftMatch(1, 3, CPU), FreeMatch(1, 3, CPU)
+    soft = SoftMatch(3, decay=0.999, networks=1)
+    free = FreeMatch(3, decay=0.999, fairness=0.001, networks=1)
     mean, var, p_mean = 1 / 3, 1.0, torch.full((3,), 1 / 3)
     tau, p_tilde = 1 / 3, torch.full((3,), 1 / 3)
-    for step in range(5):
+    for _ in range(5):
         weak = 2.0 * torch.randn(1, 3, 7, generator=generator)
         p = weak[0].softmax(dim=0)
-        label, weight = soft.targets(weak, torch.arange(7)[None], step / 5)
+        found = soft.targets(weak, torch.arange(7)[None])
         p_mean = 0.999 * p_mean + 0.001 * p.mean(dim=1)
         aligned = p * (1 / 3) / p_mean[:, None]
         confidence = (aligned / aligned.sum(dim=0)).max(dim=0).values
         mean = 0.999 * mean + 0.001 * float(confidence.mean())
         var = 0.999 * var + 0.001 * float(confidence.var())
         expected = torch.exp(-((confidence - mean).clamp(max=0) ** 2) * 4 / (2 * var))
-        torch.testing.assert_close(weight[0], expected, rtol=1e-4, atol=1e-5)
-        assert torch.equal(label[0], p.argmax(dim=0))
+        torch.testing.assert_close(found.weight_M[0], expected, rtol=1e-4, atol=1e-5)
+        assert torch.equal(found.label_M[0], p.argmax(dim=0))
 
-        label, weight = free.targets(weak, torch.arange(7)[None], step / 5)
+        found = free.targets(weak, torch.arange(7)[None])
         tau = 0.999 * tau + 0.001 * float(p.max(dim=0).values.mean())
         p_tilde = 0.999 * p_tilde + 0.001 * p.mean(dim=1)
         limits = tau * p_tilde / p_tilde.max()
-        kept = p.max(dim=0).values >= limits[label[0]]
-        assert torch.equal(weight[0].bool(), kept)
+        kept = p.max(dim=0).values >= limits[found.label_M[0]]
+        assert torch.equal(found.weight_M[0].bool(), kept)
         torch.testing.assert_close(free.thresholds()[0], limits)
-    nothing = free.further_loss(weak, torch.zeros(1, 7))
+    none = Targets(label_M=found.label_M, weight_M=torch.zeros(1, 7))
+    nothing = free.regulariser(weak, none)
+    assert nothing is not None
     assert nothing.tolist() == [0.0]
-    assert torch.isfinite(free.further_loss(weak, torch.ones(1, 7))).all()
+    fairness = free.regulariser(weak, Targets(label_M=found.label_M, weight_M=torch.ones(1, 7)))
+    assert fairness is not None
+    assert torch.isfinite(fairness).all()
+
+
+@pytest.mark.parametrize(
+    "trainer", ["flexmatch", "fixmatch", "freematch", "softmatch", "pseudolabel", "uda"]
+)
+def test_networks_side_by_side_follow_the_rule_of_one(trainer: str) -> None:
+    config = NetworkConfig(trainer=trainer, cutoff=0.6)  # type: ignore[arg-type]
+    both = build_rule(config, members=2, rows=20, classes=4, device=CPU)
+    images = FinetuneConfig(
+        method=trainer,  # type: ignore[arg-type]
+        cutoff=0.6,
+        threshold_warmup=True,
+    )
+    ones = [build_method(images, num_unlabelled=20, num_classes=4) for _ in range(2)]
+    assert both is not None
+    generator = torch.Generator().manual_seed(5)
+    for step in range(12):
+        weak = 2.0 * torch.randn(2, 4, 9, generator=generator)
+        strong = torch.randn(2, 4, 9, generator=generator)
+        rows = torch.randint(20, (2, 9), generator=generator)
+        together = both.targets(weak, rows)
+        extra = both.regulariser(strong, together)
+        for place, one in enumerate(ones):
+            assert isinstance(one, Rule)
+            alone = one.targets(weak[place].T, rows[place])
+            assert torch.equal(together.label_M[place], alone.label_M)
+            torch.testing.assert_close(together.weight_M[place], alone.weight_M)
+            torch.testing.assert_close(
+                together.losses(strong)[place], alone.losses(strong[place].T)
+            )
+            own = one.regulariser(strong[place].T, alone)
+            assert (own is None) == (extra is None)
+            if own is not None and extra is not None:
+                torch.testing.assert_close(extra[place], own)
+            assert both.weight(step / 12) == one.weight(step / 12)
 
 
 def test_the_weight_ignores_how_many_rows_are_masked_and_pseudo_labels_ramp() -> None:
     z = torch.randn(1, 3, 4, generator=torch.Generator().manual_seed(0))
     label = torch.tensor([[0, 1, 2, 0]])
     whole = torch.nn.functional.cross_entropy(z[0].T, label[0], reduction="none")
-    loss = unlabelled_loss(z, label, torch.tensor([[1.0, 0.0, 0.0, 1.0]]))
-    assert float(loss) == pytest.approx(float(whole[0] + whole[3]) / 4)
-    assert float(unlabelled_loss(z, label, torch.zeros(1, 4))) == 0.0
+    some = Targets(label_M=label, weight_M=torch.tensor([[1.0, 0.0, 0.0, 1.0]]))
+    assert float(some.loss_sum(z)) == pytest.approx(float(whole[0] + whole[3]))
+    none = Targets(label_M=label, weight_M=torch.zeros(1, 4))
+    assert float(none.loss_sum(z)) == 0.0
     config = NetworkConfig(trainer="pseudolabel", cutoff=0.3)
-    rule = make_rule(config, members=1, rows=4, classes=3, device=CPU)
+    rule = build_rule(config, members=1, rows=4, classes=3, device=CPU)
     assert rule is not None
     for progress, expected in ((0.0, 0.0), (0.2, 0.5), (0.4, 1.0), (0.9, 1.0)):
-        _, weight = rule.targets(z, torch.arange(4)[None], progress)
-        assert weight.max() == pytest.approx(expected)
+        assert rule.weight(progress) == pytest.approx(expected)
 
 
 def test_missing_views_and_nothing_unlabelled() -> None:

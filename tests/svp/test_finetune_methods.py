@@ -12,24 +12,23 @@ from svp.augment.fixmatch import StrongView
 from svp.errors import InputError
 from svp.finetune.batchnorm import statistics_kept
 from svp.finetune.config import METHODS, FinetuneConfig
-from svp.finetune.fixmatch import FixMatch
-from svp.finetune.freematch import FreeMatch
-from svp.finetune.methods import build_rule
+from svp.finetune.methods import build_method
 from svp.finetune.mixmatch import MixMatch, mix, squared_error_sum
 from svp.finetune.model import Normalisation, trainable_copy
 from svp.finetune.parallel import Group
 from svp.finetune.presets import preset
 from svp.finetune.probe import start_head
-from svp.finetune.pseudolabel import PseudoLabel
-from svp.finetune.rule import Targets
 from svp.finetune.run import finetune
-from svp.finetune.softmatch import SoftMatch
 from svp.finetune.training import Training
-from svp.finetune.uda import UDA
 from svp.finetune.views import Views
+from svp.pseudolabels.fixmatch import FixMatch
+from svp.pseudolabels.freematch import FreeMatch
+from svp.pseudolabels.pseudolabel import PseudoLabel
+from svp.pseudolabels.rule import Targets
+from svp.pseudolabels.softmatch import SoftMatch
+from svp.pseudolabels.uda import UDA
 
 SEMI = [method for method in METHODS if method != "supervised"]
-ALONE = Group()
 
 
 def logits_of(probs):
@@ -113,7 +112,7 @@ def test_freematch_fairness_is_its_formula_and_zero_where_nothing_counts():
     strong = random_logits(rng, classes=4).requires_grad_()
     weight = torch.tensor([1.0, 0.0] * 6)
     targets = Targets(label_M=torch.zeros(12, dtype=torch.int64), weight_M=weight)
-    term = rule.regulariser(strong, targets, ALONE)
+    term = rule.regulariser(strong, targets)
     probs = strong.detach().double().softmax(1).numpy()[weight.numpy() > 0]
     counts = np.bincount(probs.argmax(1), minlength=4)
     batch = np.divide(probs.mean(0), counts / 6, out=np.zeros(4), where=counts > 0)
@@ -126,7 +125,7 @@ def test_freematch_fairness_is_its_formula_and_zero_where_nothing_counts():
     assert strong.grad[1].abs().sum() == 0  # does not count
     none = Targets(label_M=targets.label_M, weight_M=torch.zeros(12))
     alone = random_logits(rng, classes=4).requires_grad_()
-    zero = rule.regulariser(alone, none, ALONE)
+    zero = rule.regulariser(alone, none)
     zero.backward()
     assert zero == 0
     assert (alone.grad == 0).all()
@@ -207,7 +206,7 @@ def test_a_rule_continues_from_its_state(method):
     given = [random_logits(rng) for _ in range(6)]
 
     def fresh():
-        return build_rule(config, num_unlabelled=12, num_classes=5)
+        return build_method(config, num_unlabelled=12, num_classes=5)
 
     if method == "mixmatch":
         assert fresh().state_dict() == {}
@@ -361,7 +360,7 @@ def test_reading_ahead_changes_nothing():
     data, config = digits(), small("flexmatch", supervised_share=0.5)
     labelled = (torch.from_numpy(data.labelled_rows), torch.from_numpy(data.labels_L))
     rows_U, device = torch.from_numpy(data.unlabelled_rows), torch.device("cpu")
-    given = {"first_unlabelled": 2, "seed": 1, "device": device, "group": ALONE}
+    given = {"first_unlabelled": 2, "seed": 1, "device": device, "group": Group()}
     plain, ahead = (
         Views(data.images_N3SS, labelled, rows_U, config, ahead=ahead, **given)
         for ahead in (False, True)

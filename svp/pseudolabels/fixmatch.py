@@ -6,7 +6,7 @@ Confidence", section 2.2.
 
 import torch
 
-from svp.finetune.rule import Rule, Targets, probabilities
+from svp.pseudolabels.rule import Rule, Targets, probabilities
 
 
 class FixMatch(Rule):

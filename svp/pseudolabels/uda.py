@@ -4,7 +4,7 @@ Source: Xie et al. 2020, "Unsupervised Data Augmentation for Consistency Trainin
 confidence masking on the unsharpened prediction, sharpening by a temperature; its appendix for
 training signal annealing (TSA).
 
-Shapes: M = unlabelled images of one step, B = labelled ones, C = classes.
+Shapes: M = unlabelled rows of one step, B = labelled ones, C = classes.
 """
 
 import math
@@ -12,11 +12,12 @@ from typing import Literal
 
 import torch
 
-from svp.finetune.rule import Rule, Targets, probabilities, sharpen
+from svp.pseudolabels.fixmatch import FixMatch
+from svp.pseudolabels.rule import Targets, probabilities, sharpen
 
 
-class UDA(Rule):
-    """Soft targets under a fixed threshold; no state."""
+class UDA(FixMatch):
+    """Soft targets under FixMatch's threshold; no state."""
 
     def __init__(
         self,
@@ -34,16 +35,16 @@ class UDA(Rule):
             temperature: T of the targets; 1 leaves them as predicted.
             annealing: Curve of TSA.
         """
-        self._num_classes, self._cutoff = num_classes, cutoff
+        super().__init__(cutoff)
+        self._num_classes = num_classes
         self._temperature, self._annealing = temperature, annealing
 
     def targets(self, weak_logits_MC: torch.Tensor, rows_M: torch.Tensor) -> Targets:
         """Return sharpened weak predictions; those of unsharpened confidence tau or more count."""
-        del rows_M
-        confidence_M, label_M = probabilities(weak_logits_MC).max(dim=1)
+        hard = super().targets(weak_logits_MC, rows_M)
         return Targets(
-            label_M=label_M,
-            weight_M=(confidence_M >= self._cutoff).float(),
+            label_M=hard.label_M,
+            weight_M=hard.weight_M,
             probs_MC=sharpen(weak_logits_MC, self._temperature),
         )
 
@@ -60,7 +61,7 @@ class UDA(Rule):
     def labelled_weights(
         self, logits_BC: torch.Tensor, y_B: torch.Tensor, done: float
     ) -> torch.Tensor | None:
-        """Return zeros for labelled images that are predicted better than the bound."""
+        """Return zeros for labelled rows that are predicted better than the bound."""
         if self._annealing == "none":
             return None
         true_B = probabilities(logits_BC).gather(1, y_B[:, None])[:, 0]

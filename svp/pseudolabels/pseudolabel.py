@@ -4,11 +4,16 @@ Source: Lee 2013, "Pseudo-Label: The Simple and Efficient Semi-Supervised Learni
 Neural Networks", equations 15 and 16; the threshold and the linear ramp are TorchSSL's.
 """
 
-from svp.finetune.fixmatch import FixMatch
+from typing import ClassVar
+
+from svp.pseudolabels.fixmatch import FixMatch
+from svp.pseudolabels.rule import ramp
 
 
 class PseudoLabel(FixMatch):
     """FixMatch's threshold on the view that is learnt from, at a weight that grows from 0."""
+
+    uses_strong: ClassVar[bool] = False
 
     def __init__(self, cutoff: float, ramp_share: float) -> None:
         """Keep tau, and the share of the steps over which the weight grows."""
@@ -18,8 +23,3 @@ class PseudoLabel(FixMatch):
     def weight(self, done: float) -> float:
         """Return min(1, done / ramp share)."""
         return ramp(done, self._ramp_share)
-
-
-def ramp(done: float, share: float) -> float:
-    """Return min(1, done / share); 1 for a share of 0."""
-    return 1.0 if done >= share else done / share
