@@ -46,7 +46,7 @@ def curves(
         typer.Option("--skip", min=0, help="Recorded sizes to leave out of savings at the start."),
     ] = 0,
     figure: Annotated[
-        Path | None, typer.Option("--figure", help="Draw the curves into this SVG file.")
+        Path | None, typer.Option("--figure", help="Draw the curves: .svg, or .png (extra png).")
     ] = None,
     csv_file: Annotated[
         Path | None, typer.Option("--csv", help="Write the rows of the table to this file.")
@@ -58,13 +58,13 @@ def curves(
 
     Example:
 
-      svp curves results.csv --baseline random --figure curves.svg
+      svp curves results.csv --baseline random --figure curves.png
     """
     from svp.study.curve_file import read_curves
     from svp.study.curve_measures import measure_curves
 
-    if figure is not None and figure.suffix.lower() != ".svg":
-        raise InputError(f"--figure must end in .svg. Got {figure}. Rename it.")
+    if figure is not None:
+        _check_figure(figure)
     read = read_curves(file, metric=metric, by=by)
     groups = measure_curves(read, baseline, smoothing=smoothing, skip=skip)
     rows = [{**group.key, **_fields(row)} for group in groups for row in group.rows]
@@ -191,10 +191,20 @@ def _write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
     write_bytes(path, text.getvalue().encode())
 
 
+def _check_figure(path: Path) -> None:
+    from svp.report.raster import require_png
+
+    if path.suffix.lower() not in (".svg", ".png"):
+        raise InputError(f"--figure must end in .svg or .png. Got {path}. Rename it.")
+    if path.suffix.lower() == ".png":
+        require_png()
+
+
 def _draw(path: Path, groups: "tuple[MeasuredGroup, ...]", read: "CurveFile", title: str) -> None:
     from feature_store.atomic import write_bytes
     from svp.report.content import Curve, CurvePoint
     from svp.report.figure import Panel, draw_panels
+    from svp.report.raster import rasterise
 
     panels = [
         Panel(
@@ -219,4 +229,5 @@ def _draw(path: Path, groups: "tuple[MeasuredGroup, ...]", read: "CurveFile", ti
         for group in groups
     ]
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_bytes(path, draw_panels(panels, title=title, metric=read.metric).encode())
+    drawn = draw_panels(panels, title=title, metric=read.metric)
+    write_bytes(path, rasterise(drawn) if path.suffix.lower() == ".png" else drawn.encode())

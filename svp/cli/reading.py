@@ -8,6 +8,7 @@ import typer
 from svp.cli.deviation import say_deviation
 from svp.cli.options import JsonOption, ResultFileOption, StudyArgument
 from svp.cli.output import emit, table
+from svp.errors import InputError
 from svp.progress import automatic
 
 
@@ -20,6 +21,9 @@ def report(
         Path | None,
         typer.Option("--export", help="Folder for every figure as SVG and every table as CSV."),
     ] = None,
+    png: Annotated[
+        bool, typer.Option("--png", help="With --export: every figure as PNG too (extra png).")
+    ] = False,
     quick: Annotated[
         bool,
         typer.Option("--quick", help="No search for copies, and a map by PCA instead of t-SNE."),
@@ -31,13 +35,17 @@ def report(
 
     Example:
 
-      svp report mystudy --export figures
+      svp report mystudy --export figures --png
     """
     from svp.study.report import write_report
     from svp.study.study import Study
 
+    if png and export is None:
+        raise InputError("--png must come with --export. Got it alone. Add: --export FOLDER")
     opened = Study.open(study)
-    written = write_report(opened, output, export=export, quick=quick, progress=automatic())
+    written = write_report(
+        opened, output, export=export, png=png, quick=quick, progress=automatic()
+    )
     say_deviation(opened)
     emit(
         "svp.report/1",

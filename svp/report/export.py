@@ -6,7 +6,6 @@ CSV holds plain numbers, not those the page rounds: fractions stay fractions, se
 import csv
 import io
 import math
-import re
 from collections.abc import Iterable, Sequence
 from typing import Final
 
@@ -14,13 +13,12 @@ from markupsafe import Markup
 
 from svp.report.content import Gallery, Report
 from svp.report.figure import Panel, draw_panels
+from svp.report.flatten import flatten
 from svp.report.page import page_environment, progress_curve, style_sheet
 from svp.report.scatter import map_of
 from svp.report.scores import score_chart
 
 Row = Sequence[object]
-# Characters that XML cannot hold, not even escaped.
-_FORBIDDEN: Final = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 # Legend of a map: entries a row, and where they stand.
 _KEYS: Final = 4
 _KEY_LEFT: Final = 16
@@ -31,7 +29,10 @@ _FORMULA: Final = ("=", "+", "-", "@", "\t", "\r")
 
 
 def draw_figures(report: Report) -> dict[str, str]:
-    """Return SVG documents by file name: one for each chart that the report's content allows."""
+    """Return SVG documents by file name: one for each chart that the report's content allows.
+
+    They are on white, for papers and slides, and need no style sheet; see `svp.report.flatten`.
+    """
     figures = {}
     for place, comparison in enumerate(report.comparisons, start=1):
         by_proxy: dict[str, list[int]] = {}
@@ -54,32 +55,36 @@ def draw_figures(report: Report) -> dict[str, str]:
         figures["rounds.svg"] = draw_panels(
             [Panel(title="", curves=(own,))], title="This study", metric=metric
         )
-    template = page_environment().get_template("picture.svg")
-    # Our own file, without `<` and `&`.
-    style = Markup(style_sheet())
     drawn = map_of(report)
     if drawn is not None:
-        for colour, named in (
-            ("round", [(layer.style, layer.name) for layer in drawn.layers]),
-            ("class", [(one.style, one.name) for one in drawn.classes]),
-        ):
+        classes = [(one.style, one.name) for one in drawn.classes]
+        if any(dot.style == "kn" for layer in drawn.layers for dot in layer.dots):
+            classes.append(("kn", "no label yet"))
+        rounds = [(layer.style, layer.name) for layer in drawn.layers]
+        for colour, named in (("round", rounds), ("class", classes)):
             legend = [
                 (*one, _KEY_LEFT + _KEY_WIDTH * (place % _KEYS),
                  drawn.height + _KEY_HEIGHT * (1 + place // _KEYS))
                 for place, one in enumerate(named)
             ]  # fmt: skip
-            figures[f"map-by-{colour}.svg"] = template.render(
-                style=style, map=drawn, scores=None, colour=colour, title=drawn.title,
+            figures[f"map-by-{colour}.svg"] = _render(
+                map=drawn, scores=None, colour=colour, title=drawn.title,
                 legend=legend, width=drawn.width,
                 height=drawn.height + _KEY_HEIGHT * (1 + math.ceil(len(named) / _KEYS)),
             )  # fmt: skip
     history = None if report.refreshes is None else score_chart(report.refreshes, key="scores")
     if history is not None:
-        figures["refreshes.svg"] = template.render(
-            style=style, map=None, scores=history, colour="", title=history.title,
+        figures["refreshes.svg"] = _render(
+            map=None, scores=history, colour="", title=history.title,
             width=history.width, height=history.height,
         )  # fmt: skip
-    return {name: _FORBIDDEN.sub("\ufffd", text) for name, text in figures.items()}
+    return figures
+
+
+def _render(**content: object) -> str:
+    # Our own style sheet, without `<` and `&`.
+    style = Markup(style_sheet())
+    return flatten(page_environment().get_template("picture.svg").render(style=style, **content))
 
 
 def write_tables(report: Report) -> dict[str, str]:

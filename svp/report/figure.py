@@ -1,7 +1,6 @@
 """Learning curves as a picture of its own: one SVG file with a chart per group."""
 
 import dataclasses
-import re
 from collections.abc import Sequence
 from typing import Final
 
@@ -9,11 +8,10 @@ import jinja2
 
 from svp.report.chart import LineChart, emphasise, line_chart
 from svp.report.content import Curve
+from svp.report.flatten import flatten
 
 _HEAD: Final = 34
 _GAP: Final = 22
-# Characters that XML cannot hold, not even escaped.
-_FORBIDDEN: Final = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -30,9 +28,9 @@ class Panel:
 
 
 def draw_panels(panels: Sequence[Panel], *, title: str, metric: str) -> str:
-    """Return an SVG document with one chart below the other.
+    """Return an SVG document with one chart below the other, on white.
 
-    It needs no network and no font of its own, and follows the reader's light or dark setting.
+    It needs no network, no font of its own and no style sheet.
 
     Args:
         panels: At least one.
@@ -63,11 +61,11 @@ def draw_panels(panels: Sequence[Panel], *, title: str, metric: str) -> str:
             emphasised=emphasised[_names(panel)],
         )
         placed.append((top, panel.title, chart))
-        top += _HEAD + chart.height + _GAP
+        top += (_HEAD if panel.title else 0) + chart.height + _GAP
     drawn = environment.get_template("figure.svg").render(
-        title=title, panels=placed, head=_HEAD, width=placed[0][2].width, height=top
+        title=title, panels=placed, head=_HEAD, width=placed[0][2].width, height=top - _GAP
     )
-    return _FORBIDDEN.sub("\ufffd", drawn)
+    return flatten(drawn)
 
 
 def _names(panel: Panel) -> frozenset[str]:

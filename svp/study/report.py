@@ -8,7 +8,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from feature_store.atomic import write_text
+from feature_store.atomic import write_bytes, write_text
 from feature_store.errors import FeatureStoreError
 from svp import provenance
 from svp.errors import InputError
@@ -23,6 +23,7 @@ from svp.report.content import (
 from svp.report.export import draw_figures, write_tables
 from svp.report.page import render
 from svp.report.quantity import percent, plural
+from svp.report.raster import rasterise, require_png
 from svp.study.comparison import read_comparisons, read_json
 from svp.study.labels import read_labels
 from svp.study.record import RoundResult, read_rounds
@@ -42,6 +43,7 @@ def write_report(
     *,
     generated: str | None = None,
     export: str | Path | None = None,
+    png: bool = False,
     quick: bool = False,
     progress: Progress | None = None,
 ) -> Path:
@@ -52,12 +54,15 @@ def write_report(
         output: The file; default: `report.html` in the study's folder.
         generated: The moment shown on the page, ISO 8601; default: now.
         export: A folder for the same as figures (SVG) and tables (CSV); default: none.
+        png: Export every figure as PNG too; needs the extra `png`.
         quick: Leave out what takes seconds: t-SNE and the search for copies.
         progress: Where to report.
 
     Raises:
-        InputError: A file of the study is damaged.
+        InputError: A file of the study is damaged, or the extra for PNG is not installed.
     """
+    if png:
+        require_png()
     path = study.path / "report.html" if output is None else Path(output)
     moment = provenance.now() if generated is None else generated
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -66,8 +71,11 @@ def write_report(
     if export is not None:
         folder = Path(export)
         folder.mkdir(parents=True, exist_ok=True)
-        for name, text in {**draw_figures(report), **write_tables(report)}.items():
+        figures = draw_figures(report)
+        for name, text in {**figures, **write_tables(report)}.items():
             write_text(folder / name, text)
+        for name, text in figures.items() if png else ():
+            write_bytes((folder / name).with_suffix(".png"), rasterise(text))
     return path
 
 

@@ -2,19 +2,26 @@
 
 import csv
 import dataclasses
+import importlib.util
 import io
 import itertools
 import re
 import xml.etree.ElementTree as ET
 
 import pytest
+from PIL import Image
 from test_report import EVIL, QUOTES, Page, full_report, history
 
+from svp.errors import InputError
 from svp.report import Cost, EmbeddingMap, MapPoint, Money, RefreshHistory, Report, render
 from svp.report.export import draw_figures, write_tables
+from svp.report.flatten import flatten
 from svp.report.page import MAX_COPIES, MAX_EARLIER
+from svp.report.raster import rasterise
 from svp.report.scatter import CLASS_COLOURS, MAX_POINTS, round_groups, scatter
 from svp.report.scores import score_chart, value_axis
+from svp.study.report import write_report
+from svp.study.study import Study
 
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -199,7 +206,7 @@ def test_figures_are_whole_inert_svg_files():
         )
     for name, legend in (
         ("map-by-round.svg", ["not asked for", "round 0", "round 1", "round 2"]),
-        ("map-by-class.svg", [f"{QUOTES[:17]}…", "b"]),
+        ("map-by-class.svg", [f"{QUOTES[:17]}…", "b", "no label yet"]),
     ):
         root = ET.fromstring(figures[name])
         assert len(root.findall(f".//{SVG}circle")) == 12 + len(legend)
@@ -236,3 +243,74 @@ def test_tables_hold_plain_numbers_and_no_formulas():
 def test_an_empty_report_exports_nothing():
     assert draw_figures(Report(name="x")) == {}
     assert write_tables(Report(name="x")) == {}
+
+
+# Figures outside a browser
+
+
+def test_a_flat_drawing_holds_the_values_a_browser_would_compute():
+    drawing = """<svg xmlns="http://www.w3.org/2000/svg"><style>
+      :root { --ink: #111111; --own: var(--ink); } /* .a { fill: red } */
+      @media (prefers-color-scheme: dark) { :root { --ink: #eeeeee; } .a { fill: white; } }
+      text { fill: var(--own); font-size: 12px; }
+      .a text, .b:hover text { fill: var(--none, var(--ink)); }
+      .a .b { fill: #00ff00; } .hidden { display: none; }
+      .late { --own: #222222; stroke: var(--nowhere); cursor: pointer; }
+    </style><text>x</text><g class="a late"><text class="b">y</text><g><text>z</text></g>
+    <path class="hidden"/></g><g class="late"><text>&lt;w&gt;</text></g></svg>"""
+    root = ET.fromstring(flatten(drawing))
+    assert {text.text: text.get("fill") for text in root.iter(f"{SVG}text")} == {
+        "x": "#111111", "y": "#00ff00", "z": "#111111", "<w>": "#222222",
+    }  # fmt: skip
+    assert {text.get("font-size") for text in root.iter(f"{SVG}text")} == {"12px"}
+    assert not root.findall(f".//{SVG}path")
+    assert all(not {"class", "stroke", "cursor"} & set(element.keys()) for element in root.iter())
+
+
+def test_exported_figures_have_no_style_sheet_and_no_variable():
+    for text in draw_figures(full_report()).values():
+        root = ET.fromstring(text)
+        assert "var(" not in text
+        assert "#ffffff" in {element.get("fill") for element in root.iter()}
+        assert not root.findall(f".//{SVG}style")
+        assert not [element for element in root.iter() if element.get("class")]
+
+
+def test_a_figure_as_png_has_its_colours_and_its_text():
+    pytest.importorskip("resvg_py")
+    (text,) = (t for name, t in draw_figures(full_report()).items() if name == "curves.svg")
+    picture = Image.open(io.BytesIO(rasterise(text))).convert("RGB")
+    root = ET.fromstring(text)
+    assert picture.size == (2 * int(root.get("width")), 2 * int(root.get("height")))
+    colours = {colour for _, colour in picture.getcolors(1 << 24)}
+    assert {(255, 255, 255), (0, 95, 158), (196, 74, 0)} <= colours
+    assert picture.getpixel((0, 0)) == (255, 255, 255)
+    # The heading is text: its corner has ink, in whatever face this machine has.
+    assert min(picture.crop((30, 20, 250, 70)).convert("L").tobytes()) < 80
+
+
+def test_a_machine_without_faces_still_shows_text():
+    resvg = pytest.importorskip("resvg_py")
+    only = """<svg xmlns="http://www.w3.org/2000/svg" width="60" height="20">
+      <text x="2" y="15" font-family="No Such Face, sans-serif">label</text></svg>"""
+    assert min(Image.open(io.BytesIO(rasterise(only))).convert("L").tobytes()) < 128
+    blank = resvg.svg_to_bytes(svg_string=only, background="#ffffff", skip_system_fonts=True)
+    assert min(Image.open(io.BytesIO(blank)).convert("L").tobytes()) == 255
+
+
+def test_png_without_the_extra_is_refused_before_any_work(monkeypatch, tmp_path):
+    found = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: None if name == "resvg_py" else found(name)
+    )
+    with pytest.raises(InputError, match=r"svp\[png\]"):
+        write_report(Study(path=tmp_path / "none", config=None), export=tmp_path, png=True)
+    with pytest.raises(InputError, match=r"svp\[png\]"):
+        rasterise("<svg/>")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_figure_too_large_for_png_is_refused():
+    pytest.importorskip("resvg_py")
+    with pytest.raises(InputError, match="fewer groups"):
+        rasterise('<svg xmlns="http://www.w3.org/2000/svg" width="900" height="90000"/>')
