@@ -1,10 +1,12 @@
 """Training of gradient proxies: all members at once, on tensors that already sit on the device.
 
-Orders are drawn on the device, batches gathered there, and no step waits for it; with early
-stopping one number is read per epoch.
+Orders are drawn on the device, batches gathered there into one buffer, and no step waits for it;
+with early stopping one number is read per epoch. All rows of a step go through one product, and
+the slope of the loss by the logits is written down instead of recorded.
 
 Shapes: M = members, N = pool, L = labelled rows, U = unlabelled rows, V = held-out rows,
-B = labelled rows of a step, u = unlabelled rows of a step, d = features, C = classes.
+B = labelled rows of a step, u = unlabelled rows of a step, l = rows that are learnt from,
+d = features, C = classes.
 """
 
 from collections.abc import Sequence
@@ -14,14 +16,17 @@ import torch
 from torch.nn import functional
 
 from svp.errors import InputError
+from svp.proxies.criterion import Criterion
 from svp.proxies.methods import build_rule
 from svp.proxies.mlp import batch_bounds
 from svp.proxies.network import Members, NetworkConfig, NetworkProxy
+from svp.proxies.objective import Objective
 from svp.proxies.optimiser import Optimiser
 from svp.proxies.proxy import FitReport
 from svp.proxies.rates import learning_rates
 from svp.proxies.rows import Orders, Source, StoredViews
 from svp.proxies.standardiser import Standardiser
+from svp.proxies.trainee import Trainee
 from svp.seed import derive_seed, numpy_generator
 
 _VALIDATION_ROWS: Final = 8192
@@ -107,43 +112,6 @@ def fit_network_seeds(
     )
 
 
-class _Criterion:
-    """The loss on labelled rows."""
-
-    def __init__(self, y_L: torch.Tensor, n_classes: int, config: NetworkConfig) -> None:
-        self._smoothing = config.label_smoothing
-        self._weight_C: torch.Tensor | None = None
-        if config.class_weights == "balanced":
-            count_C = torch.zeros(n_classes, device=y_L.device)
-            count_C.scatter_add_(0, y_L, torch.ones_like(y_L, dtype=torch.float32))
-            # The mean weight over the rows is 1, so the learning rate keeps its meaning.
-            seen = (count_C > 0).sum()
-            self._weight_C = len(y_L) / (seen * count_C.clamp(min=1))
-
-    def rows(self, z_MCB: torch.Tensor, y_MB: torch.Tensor) -> torch.Tensor:
-        """Return the loss of each row, (M, B)."""
-        loss_MB = functional.cross_entropy(
-            z_MCB, y_MB, reduction="none", label_smoothing=self._smoothing
-        )
-        return loss_MB if self._weight_C is None else loss_MB * self._weight_C[y_MB]
-
-    def __call__(
-        self, z_MCB: torch.Tensor, y_MB: torch.Tensor, share_M1: torch.Tensor | None
-    ) -> torch.Tensor:
-        """Return the mean over the batch, (M,).
-
-        Args:
-            z_MCB: Logits.
-            y_MB: Classes.
-            share_M1: With mixup, the share of each row's own target; the rest is its partner's.
-                Cross-entropy is linear in the target, so this is the loss of the soft one.
-        """
-        loss_MB = self.rows(z_MCB, y_MB)
-        if share_M1 is not None:
-            loss_MB = share_M1 * loss_MB + (1.0 - share_M1) * self.rows(z_MCB, y_MB.flip(1))
-        return loss_MB.mean(dim=1)
-
-
 class _Best:
     """The parameters of each member's best epoch; a tie is an improvement."""
 
@@ -170,6 +138,7 @@ class _Best:
         return Members.of_tensors(self._kept)
 
 
+@torch.no_grad()
 def _train(
     x_Ld: torch.Tensor,
     y_L: torch.Tensor,
@@ -191,16 +160,7 @@ def _train(
         x_Vd, y_V = x_Ld[held_V.to(device)], y_L[held_V.to(device)]
     kept_L = kept_L.to(device)
     y_L = y_L[kept_L]
-    source = Source(x_Ld, kept_L, config, standardiser=standardiser, views=views)
-    members = Members.draw(config, x_Ld.shape[1], n_classes, seeds).to(device)
-    parameters = members.parameters()
-    optimiser = Optimiser(parameters, config)
-    criterion = _Criterion(y_L, n_classes, config)
-    rule = None
-    if config.reads_views and source.unlabelled:
-        rule = build_rule(
-            config, members=count, rows=source.unlabelled, classes=n_classes, device=device
-        )
+    source = Source(x_Ld, kept_L, config, standardiser=standardiser, views=views, members=count)
 
     def generators(what: str) -> list[torch.Generator]:
         return [
@@ -208,54 +168,45 @@ def _train(
             for seed in seeds
         ]
 
+    drawn = Members.draw(config, x_Ld.shape[1], n_classes, seeds).to(device)
+    trainee = Trainee(drawn, config, generators("dropout"))
+    optimiser = Optimiser(trainee.parameter_P, trainee.gradient_P, config)
+    rule = build_rule(
+        config, members=count, rows=source.unlabelled, classes=n_classes, device=device
+    )
+    objective = Objective(Criterion(y_L, n_classes, config), rule, config)
     orders = Orders(len(y_L), generators("order"), resample=config.bootstrap)
     others = Orders(source.unlabelled, generators("unlabelled"))
-    dropping = generators("dropout")
-    bounds = batch_bounds(len(y_L), config.batch_size)
+    bounds = batch_bounds(len(y_L), config.batch_size, drop_last=config.drop_last)
     rates = learning_rates(config, len(bounds))
     shares_SM1 = _mixing(config, seeds, len(rates), device)
     best = None
     if config.patience is not None and len(y_V):
-        best = _Best(members, config.patience)
+        best = _Best(trainee.members, config.patience)
         z_Vd = standardiser(x_Vd)
-    for parameter in parameters:
-        parameter.requires_grad_(True)
     step = 0
-    loss_M = torch.zeros(count, device=device)
     for epoch in range(config.epochs):
         order_ML = orders.epoch()
         for start, stop in bounds:
             rows_MB = order_ML[:, start:stop]
-            y_MB = y_L[rows_MB]
-            x_MBd = source.labelled_rows(rows_MB, epoch)
-            if rule is None:
-                share_M1 = None if shares_SM1 is None else shares_SM1[step]
-                if share_M1 is not None:
-                    x_MBd = torch.lerp(x_MBd.flip(1), x_MBd, share_M1[:, :, None])
-                z_MCB = _forward(members, x_MBd, config, dropping)
-                loss_M = criterion(z_MCB, y_MB, share_M1)
-            else:
+            y_MB = y_L.take(rows_MB)
+            share_M1 = None if shares_SM1 is None else shares_SM1[step]
+            if source.unlabelled:
                 size = min(source.unlabelled, config.unlabelled_ratio * (stop - start))
                 rows_Mu = others.next(size)
-                weak_Mud, strong_Mud = source.unlabelled_rows(rows_Mu, epoch, rule.uses_strong)
-                z_MCB, weak_MCu, student_MCu = _three(
-                    members, x_MBd, weak_Mud, strong_Mud, config, dropping
-                )
-                targets = rule.targets(weak_MCu, rows_Mu)
-                # The mean over all u rows, those of weight 0 included.
-                weight_Mu = targets.weight_M * rule.weight(step / len(rates))
-                unlabelled_M = (weight_Mu * targets.losses(student_MCu)).mean(dim=1)
-                loss_M = criterion(z_MCB, y_MB, None) + config.unlabelled_weight * unlabelled_M
-                further_M = rule.regulariser(student_MCu, targets)
-                if further_M is not None:
-                    loss_M = loss_M + further_M
-            # Members share no parameter: the gradient of the sum is each member's own.
-            optimiser.step(torch.autograd.grad(loss_M.sum(), parameters), rates[step])
+                z_MCR, done = trainee.forward(source.all_rows(rows_MB, rows_Mu, epoch))
+                slope_MCl = objective.with_unlabelled(z_MCR, y_MB, rows_Mu, step / len(rates))
+            else:
+                x_MBd = source.labelled_rows(rows_MB, epoch)
+                if share_M1 is not None:
+                    x_MBd = torch.lerp(x_MBd.flip(1), x_MBd, share_M1[:, :, None])
+                z_MCR, done = trainee.forward(x_MBd)
+                slope_MCl = objective.labelled(z_MCR, y_MB, share_M1)
+            trainee.backward(done, slope_MCl)
+            optimiser.step(rates[step])
             step += 1
-        if best is not None and best.end_epoch(_validate(members, z_Vd, y_V, config)):
+        if best is not None and best.end_epoch(_validate(trainee.members, z_Vd, y_V, config)):
             break
-    for parameter in parameters:
-        parameter.requires_grad_(False)
     seen = torch.unique(y_L)
     report = FitReport(
         rows=len(y_L),
@@ -263,11 +214,11 @@ def _train(
         constant=int(seen[0]) if len(seen) == 1 else None,
         steps=step,
         converged=None,
-        loss=float(loss_M.detach().mean()),
+        loss=float(objective.loss().mean()),
         gradient=float("nan"),
         validation_rows=len(y_V),
     )
-    return (members if best is None else best.members()), report
+    return (trainee.stop() if best is None else best.members()), report
 
 
 def _hold_out(rows: int, config: NetworkConfig, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -291,46 +242,6 @@ def _mixing(
         for seed in seeds
     ]
     return torch.stack(drawn, dim=1).float().to(device)[:, :, None]
-
-
-def _forward(
-    members: Members,
-    x_MBd: torch.Tensor,
-    config: NetworkConfig,
-    dropping: Sequence[torch.Generator],
-) -> torch.Tensor:
-    """Return logits (M, C, B) in training mode."""
-    hidden_MhB = members.hidden(x_MBd, training=True)
-    if config.dropout:
-        keep = torch.stack(
-            [torch.rand(hidden_MhB.shape[1:], generator=one, device=one.device) for one in dropping]
-        )
-        hidden_MhB = hidden_MhB * (keep >= config.dropout) / (1.0 - config.dropout)
-    return members.last(hidden_MhB)
-
-
-def _three(
-    members: Members,
-    x_MBd: torch.Tensor,
-    weak_Mud: torch.Tensor,
-    strong_Mud: torch.Tensor | None,
-    config: NetworkConfig,
-    dropping: Sequence[torch.Generator],
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Return logits of the labelled rows, of the weak views, and of what learns from them."""
-    rows, size = x_MBd.shape[1], weak_Mud.shape[1]
-    if strong_Mud is None:
-        z = _forward(members, torch.cat([x_MBd, weak_Mud], dim=1), config, dropping)
-        return z[:, :, :rows], z[:, :, rows:], z[:, :, rows:]
-    if config.batch_norm:
-        # Normalised together, as in the published implementations.
-        together = torch.cat([x_MBd, weak_Mud, strong_Mud], dim=1)
-        z = _forward(members, together, config, dropping)
-        return z[:, :, :rows], z[:, :, rows : rows + size], z[:, :, rows + size :]
-    with torch.no_grad():
-        weak_MCu = _forward(members, weak_Mud, config, dropping)
-    z = _forward(members, torch.cat([x_MBd, strong_Mud], dim=1), config, dropping)
-    return z[:, :, :rows], weak_MCu, z[:, :, rows:]
 
 
 @torch.no_grad()

@@ -153,12 +153,19 @@ def cosine_lr(lr: float, step: int, steps: int) -> float:
     return lr * math.cos(7.0 * math.pi / 16.0 * step / steps)
 
 
-def batch_bounds(rows: int, batch_size: int) -> list[tuple[int, int]]:
+def batch_bounds(rows: int, batch_size: int, *, drop_last: bool = False) -> list[tuple[int, int]]:
     """Return the (start, stop) of each batch of an epoch.
 
     A batch of one row has no variance to normalise by, so a trailing one joins its neighbour.
+
+    Args:
+        rows: Rows of an epoch.
+        batch_size: Rows of a full batch.
+        drop_last: Whether a trailing batch that is not full is left out, unless it is the only one.
     """
     bounds = [(start, min(start + batch_size, rows)) for start in range(0, rows, batch_size)]
+    if drop_last and rows >= batch_size:
+        return bounds[: rows // batch_size]
     if len(bounds) > 1 and bounds[-1][1] - bounds[-1][0] == 1:
         bounds[-2:] = [(bounds[-2][0], rows)]
     return bounds

@@ -54,10 +54,14 @@ class NetworkConfig:
         period: See `schedule`.
         epochs: Passes over the labelled rows.
         batch_size: Labelled rows of a step; a last batch of one row joins the batch before it.
+        drop_last: Whether every epoch leaves out the rows of its last batch where that is not
+            full, unless it is the only one.
         label_smoothing: Share of each target that is spread over all classes.
         class_weights: `balanced` weighs a row by the inverse number of rows of its class.
         mixup: Parameter of the Beta distribution that mixes pairs of rows and their targets
             (Zhang et al. 2018); 0 for none.
+        mixup_targets: `mixed` as the rows are; `larger` gives a mixed row the class of its larger
+            part alone, which some programs do.
         members: Networks trained at once.
         bootstrap: Whether each member sees its own sample of the labelled rows, with replacement.
         validation: Share of the labelled rows that is held out. It is bought like every label, so
@@ -83,9 +87,11 @@ class NetworkConfig:
     period: int = 500
     epochs: int = 50
     batch_size: int = 128
+    drop_last: bool = False
     label_smoothing: float = 0.0
     class_weights: Literal["none", "balanced"] = "none"
     mixup: float = 0.0
+    mixup_targets: Literal["mixed", "larger"] = "mixed"
     members: int = 1
     bootstrap: bool = False
     validation: float = 0.0
@@ -244,9 +250,9 @@ class Members:
             )
         return cls(layers=layers, weight_MCh=named["head.weight"], bias_MC=named["head.bias"])
 
-    def parameters(self) -> list[torch.Tensor]:
-        """Return what an optimiser moves."""
-        return [value for name, value in self.tensors().items() if name not in _BUFFERS]
+    def learnt(self) -> dict[str, torch.Tensor]:
+        """Return what an optimiser moves, by name."""
+        return {name: value for name, value in self.tensors().items() if name not in _BUFFERS}
 
     def to(self, device: torch.device) -> "Members":
         """Return them on `device`."""
@@ -279,7 +285,7 @@ class Members:
                 momentum=BN_MOMENTUM,
                 eps=BN_EPS,
             ).view(z_MhB.shape)
-        return z_MhB.relu()
+        return z_MhB.relu_()
 
     def last(self, hidden_MhB: torch.Tensor) -> torch.Tensor:
         """Return logits, (M, C, B)."""

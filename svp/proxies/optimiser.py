@@ -1,4 +1,4 @@
-"""SGD, Adam and AdamW on a few tensors, without waiting for the device.
+"""SGD, Adam and AdamW on one vector, without waiting for the device.
 
 The update rules are PyTorch's own; written out because importing torch.optim takes longer than a
 whole round on a CPU.
@@ -7,7 +7,6 @@ Sources: Nesterov momentum as in Sutskever et al. 2013; Kingma and Ba 2015, "Ada
 Hutter 2019, "Decoupled weight decay regularization".
 """
 
-from collections.abc import Sequence
 from typing import Final
 
 import torch
@@ -20,34 +19,38 @@ _EPS: Final = 1e-8
 
 
 class Optimiser:
-    """Moves parameters in place."""
+    """Moves a vector of parameters in place."""
 
-    def __init__(self, parameters: Sequence[torch.Tensor], config: NetworkConfig) -> None:
-        self._parameters = parameters
-        self._config = config
-        self._first = [torch.zeros_like(parameter) for parameter in parameters]
-        self._second = [torch.zeros_like(parameter) for parameter in parameters]
+    def __init__(
+        self, parameter_P: torch.Tensor, gradient_P: torch.Tensor, config: NetworkConfig
+    ) -> None:
+        """Start at rest.
+
+        Args:
+            parameter_P: Parameters.
+            gradient_P: Where their gradient is found at every step; overwritten there.
+            config: Which rule, its decay and its momentum.
+        """
+        self._parameter_P, self._gradient_P, self._config = parameter_P, gradient_P, config
+        self._first_P, self._second_P = (torch.zeros_like(parameter_P) for _ in range(2))
+        self._scale_P = torch.empty_like(parameter_P)
         self._step = 0
 
     @torch.no_grad()
-    def step(self, gradients: Sequence[torch.Tensor], lr: float) -> None:
+    def step(self, lr: float) -> None:
         """Take one step of rate `lr`."""
-        config = self._config
+        config, gradient_P, first_P = self._config, self._gradient_P, self._first_P
         self._step += 1
-        corrected1 = 1.0 - _BETA1**self._step
-        corrected2 = 1.0 - _BETA2**self._step
-        for parameter, gradient, first, second in zip(
-            self._parameters, gradients, self._first, self._second, strict=True
-        ):
-            if config.optimiser == "adamw":
-                parameter.mul_(1.0 - lr * config.weight_decay)
-            elif config.weight_decay:
-                gradient = gradient.add(parameter, alpha=config.weight_decay)
-            if config.optimiser == "sgd":
-                first.mul_(config.momentum).add_(gradient)
-                parameter.add_(gradient.add(first, alpha=config.momentum), alpha=-lr)
-                continue
-            first.lerp_(gradient, 1.0 - _BETA1)
-            second.mul_(_BETA2).addcmul_(gradient, gradient, value=1.0 - _BETA2)
-            scale = second.sqrt().mul_(corrected2**-0.5).add_(_EPS)
-            parameter.addcdiv_(first, scale, value=-lr / corrected1)
+        if config.optimiser == "adamw":
+            self._parameter_P.mul_(1.0 - lr * config.weight_decay)
+        elif config.weight_decay:
+            gradient_P.add_(self._parameter_P, alpha=config.weight_decay)
+        if config.optimiser == "sgd":
+            first_P.mul_(config.momentum).add_(gradient_P)
+            self._parameter_P.add_(gradient_P.add_(first_P, alpha=config.momentum), alpha=-lr)
+            return
+        first_P.lerp_(gradient_P, 1.0 - _BETA1)
+        self._second_P.mul_(_BETA2).addcmul_(gradient_P, gradient_P, value=1.0 - _BETA2)
+        corrected1, corrected2 = 1.0 - _BETA1**self._step, 1.0 - _BETA2**self._step
+        torch.sqrt(self._second_P, out=self._scale_P).mul_(corrected2**-0.5).add_(_EPS)
+        self._parameter_P.addcdiv_(first_P, self._scale_P, value=-lr / corrected1)

@@ -40,8 +40,10 @@ def folds(y_L: torch.Tensor, k: int) -> torch.Tensor:
     return fold_L
 
 
-def choose_l2(x_Ld: torch.Tensor, y_L: torch.Tensor, k: int) -> float:
-    """Return the l2 of `LADDER` with the lowest cross-validated log-loss.
+def choose_l2(
+    x_Ld: torch.Tensor, y_L: torch.Tensor, k: int, *, held_L: torch.Tensor | None = None
+) -> float:
+    """Return the l2 of `LADDER` with the lowest log-loss, cross-validated or on given rows.
 
     The same rows in the same order give the same answer. A held-out row whose class has no other
     label cannot be scored; if that is so for all rows, the answer is `DEFAULT`.
@@ -50,13 +52,14 @@ def choose_l2(x_Ld: torch.Tensor, y_L: torch.Tensor, k: int) -> float:
         x_Ld: Standardised rows.
         y_L: Classes in [0, k), each of which occurs.
         k: Number of classes, at least 2.
+        held_L: Bool, the rows to score by, a fold of their own; None: five folds.
     """
-    fold_L = folds(y_L, FOLDS)
-    parts = [
-        part
-        for number in range(int(fold_L.max()) + 1)
-        if (part := _Fold.of(x_Ld, y_L, fold_L == number, k)) is not None
-    ]
+    if held_L is None:
+        fold_L = folds(y_L, FOLDS)
+        held = [fold_L == number for number in range(int(fold_L.max()) + 1)]
+    else:
+        held = [held_L]
+    parts = [part for rows_L in held if (part := _Fold.of(x_Ld, y_L, rows_L, k)) is not None]
     if not parts:
         return DEFAULT
     best, best_loss, rises = DEFAULT, float("inf"), 0

@@ -77,7 +77,7 @@ class Orders:
 
 
 class Source:
-    """Gathers standardised rows of a step."""
+    """Gathers standardised rows of a step into a buffer that every step uses again."""
 
     def __init__(
         self,
@@ -87,17 +87,19 @@ class Source:
         *,
         standardiser: Standardiser,
         views: StoredViews | None,
+        members: int,
     ) -> None:
         self._mean_d = standardiser.mean_d.to(x_Ld.device)
         self._scale_d = standardiser.std_d.to(x_Ld.device).reciprocal()
         self._weak: tuple[torch.Tensor, ...] = ()
         self._strong: tuple[torch.Tensor, ...] = ()
+        self._buffer_MRd = x_Ld.new_empty((members, 0, x_Ld.shape[1]))
         self.unlabelled = 0
         if not config.reads_views:
-            self._x_Ld = self._standardised(x_Ld[kept_L])
+            self._x_Ld = self._standardise_(x_Ld[kept_L])
             return
-        wants_strong = config.trainer != "pseudolabel"
-        if views is None or not views.weak or (wants_strong and not views.strong):
+        self._uses_strong = config.trainer != "pseudolabel"
+        if views is None or not views.weak or (self._uses_strong and not views.strong):
             raise InputError(
                 f"A proxy trained by {config.trainer} must have stored weak and strong views. Got "
                 "none. Embed them: svp embed --views eval,weak:2,strong:2"
@@ -113,28 +115,47 @@ class Source:
         self._unlabelled_U = views.unlabelled_U
         self.unlabelled = len(views.unlabelled_U)
 
-    def _standardised(self, x: torch.Tensor) -> torch.Tensor:
+    def _standardise_(self, x: torch.Tensor) -> torch.Tensor:
         # Subtracting first keeps the digits of dimensions whose mean is far from 0.
-        return x.to(torch.float32).sub(self._mean_d).mul_(self._scale_d)
+        return x.sub_(self._mean_d).mul_(self._scale_d)
 
-    def _gather(self, x_Nd: torch.Tensor, rows_MB: torch.Tensor) -> torch.Tensor:
-        rows = x_Nd.index_select(0, rows_MB.flatten())
-        return rows.view(*rows_MB.shape, x_Nd.shape[1])
+    def _gather(self, parts: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> torch.Tensor:
+        """Return rows of several tables, one after the other, (M, R, d); the next call reuses it.
+
+        Args:
+            parts: Tables (N, d), and the rows (M, n) of each.
+        """
+        count = sum(rows_Mn.shape[1] for _, rows_Mn in parts)
+        if self._buffer_MRd.shape[1] < count:
+            members, _, dim = self._buffer_MRd.shape
+            self._buffer_MRd = self._mean_d.new_empty((members, count, dim))
+        start = 0
+        for x_Nd, rows_Mn in parts:
+            stop = start + rows_Mn.shape[1]
+            for into_nd, rows_n in zip(self._buffer_MRd[:, start:stop], rows_Mn, strict=True):
+                if x_Nd.dtype == into_nd.dtype:
+                    torch.index_select(x_Nd, 0, rows_n, out=into_nd)
+                else:
+                    into_nd.copy_(x_Nd.index_select(0, rows_n))
+            start = stop
+        return self._buffer_MRd[:, :count]
 
     def labelled_rows(self, rows_MB: torch.Tensor, epoch: int) -> torch.Tensor:
         """Return labelled rows, (M, B, d): plain ones, or those of the epoch's weak view."""
         if not self._weak:
-            return self._gather(self._x_Ld, rows_MB)
-        view = self._weak[epoch % len(self._weak)]
-        return self._standardised(self._gather(view, self._labelled_L[rows_MB]))
+            return self._gather([(self._x_Ld, rows_MB)])
+        weak = self._weak[epoch % len(self._weak)]
+        return self._standardise_(self._gather([(weak, self._labelled_L.take(rows_MB))]))
 
-    def unlabelled_rows(
-        self, rows_Mu: torch.Tensor, epoch: int, strong: bool
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Return unlabelled rows under the epoch's weak and strong view, each (M, u, d)."""
-        rows = self._unlabelled_U[rows_Mu]
-        weak = self._standardised(self._gather(self._weak[epoch % len(self._weak)], rows))
-        if not strong:
-            return weak, None
-        view = self._strong[epoch % len(self._strong)]
-        return weak, self._standardised(self._gather(view, rows))
+    def all_rows(self, rows_MB: torch.Tensor, rows_Mu: torch.Tensor, epoch: int) -> torch.Tensor:
+        """Return the rows of a semi-supervised step, (M, R, d): what is learnt from comes first.
+
+        Labelled rows, then strong views of unlabelled ones where the trainer uses them, then
+        their weak views, all of the epoch's views.
+        """
+        weak = self._weak[epoch % len(self._weak)]
+        unlabelled_Mu = self._unlabelled_U.take(rows_Mu)
+        parts = [(weak, self._labelled_L.take(rows_MB)), (weak, unlabelled_Mu)]
+        if self._uses_strong:
+            parts.insert(1, (self._strong[epoch % len(self._strong)], unlabelled_Mu))
+        return self._standardise_(self._gather(parts))

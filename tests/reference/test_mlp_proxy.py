@@ -85,6 +85,11 @@ def test_a_last_batch_of_one_joins_its_neighbour(rows: int, sizes: list[int]) ->
     assert bounds[-1][1] == rows
 
 
+@pytest.mark.parametrize(("rows", "sizes"), [(3, [3]), (4, [4]), (7, [4]), (9, [4, 4])])
+def test_a_last_batch_can_be_dropped_unless_it_is_the_only_one(rows: int, sizes: list[int]) -> None:
+    assert [stop - start for start, stop in batch_bounds(rows, 4, drop_last=True)] == sizes
+
+
 def test_a_seed_gives_the_same_bits_and_another_does_not() -> None:
     x, y = _task(60)
     one, two, other = (_fit(x, y, MLPConfig(epochs=3), seed=seed) for seed in (1, 1, 2))

@@ -18,7 +18,10 @@ from svp.proxies import (
     load_proxy,
     proxy_preset,
 )
+from svp.proxies.criterion import Criterion
+from svp.proxies.network import Members
 from svp.proxies.rates import learning_rates
+from svp.proxies.trainee import Trainee
 from svp.seed import derive_seed, numpy_generator
 
 
@@ -66,16 +69,18 @@ def _modules(kind: str, seed: int, *, norm: bool) -> torch.nn.Sequential:
 
 
 @pytest.mark.parametrize(
-    ("kind", "norm", "optimiser", "mixup", "smoothing"),
+    ("kind", "norm", "optimiser", "mixup", "smoothing", "published"),
     [
-        ("linear", False, "adam", 0.0, 0.0),
-        ("linear", False, "adamw", 0.4, 0.1),
-        ("mlp", False, "adamw", 0.0, 0.1),
-        ("mlp", True, "sgd", 0.3, 0.0),
+        ("linear", False, "adam", 0.0, 0.0, False),
+        ("linear", False, "adamw", 0.4, 0.1, False),
+        ("linear", False, "adamw", 0.4, 0.1, True),
+        ("mlp", False, "adamw", 0.0, 0.1, False),
+        ("mlp", True, "sgd", 0.3, 0.0, False),
+        ("mlp", True, "sgd", 0.3, 0.0, True),
     ],
 )
 def test_it_is_what_pytorch_trains(
-    kind: str, norm: bool, optimiser: str, mixup: float, smoothing: float
+    kind: str, norm: bool, optimiser: str, mixup: float, smoothing: float, published: bool
 ) -> None:
     x, y = _task(61)
     config = NetworkConfig(
@@ -90,6 +95,8 @@ def test_it_is_what_pytorch_trains(
         mixup=mixup,
         label_smoothing=smoothing,
         warmup_steps=2,
+        drop_last=published,
+        mixup_targets="larger" if published else "mixed",
     )
     proxy = _fit(x, y, config, seed=5)
 
@@ -106,12 +113,14 @@ def test_it_is_what_pytorch_trains(
     step = 0
     for _ in range(3):
         rows = torch.randperm(61, generator=order)
-        # 61 rows in batches of 30: the last one joins its neighbour.
-        for batch in (rows[:30], rows[30:]):
+        # 61 rows in batches of 30: the last one joins its neighbour, or is dropped.
+        for batch in (rows[:30], rows[30 : 60 if published else 61]):
             share = float(shares[step]) if mixup else 1.0
             target = torch.nn.functional.one_hot(y[batch], 3).float()
             mixed = share * z[batch] + (1 - share) * z[batch].flip(0)
             target = share * target + (1 - share) * target.flip(0)
+            if published:
+                target = torch.nn.functional.one_hot(target.argmax(dim=1), 3).float()
             for group in made.param_groups:
                 group["lr"] = rates[step]
             made.zero_grad()
@@ -124,6 +133,49 @@ def test_it_is_what_pytorch_trains(
     model.eval()
     torch.testing.assert_close(proxy.logits(x), model(z).detach(), rtol=1e-3, atol=1e-4)
     assert proxy.report.steps == 6
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("weights", ["none", "balanced"])
+@pytest.mark.parametrize("mixed", [False, True])
+def test_the_slope_of_the_loss_is_what_autograd_finds(
+    smoothing: float, weights: str, mixed: bool
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    y_L = torch.tensor([0, 0, 0, 1, 2, 2])
+    config = NetworkConfig(label_smoothing=smoothing, class_weights=weights)  # type: ignore[arg-type]
+    criterion = Criterion(y_L, 4, config)
+    z = torch.randn(2, 4, 5, generator=generator, requires_grad=True)
+    y = torch.tensor([[0, 1, 2, 2, 0], [2, 0, 1, 0, 1]])
+    share = torch.tensor([[0.3], [0.8]]) if mixed else None
+    (expected,) = torch.autograd.grad(criterion.loss(z, y, share).sum(), z)
+    slope = z.detach().softmax(dim=1)
+    criterion.residual_(slope, y, share)
+    torch.testing.assert_close(slope, expected)
+
+
+@pytest.mark.parametrize("kind", ["linear", "mlp", "normed"])
+@pytest.mark.parametrize("dropout", [0.0, 0.4])
+def test_gradients_of_the_first_rows_are_what_autograd_finds(kind: str, dropout: float) -> None:
+    generator = torch.Generator().manual_seed(1)
+    config = NetworkConfig(
+        kind="linear" if kind == "linear" else "mlp", batch_norm=kind == "normed", dropout=dropout
+    )
+    members = Members.draw(config, 6, 3, (0, 1))
+    x = torch.randn(2, 9, 6, generator=generator)
+    slope = torch.randn(2, 3, 5, generator=generator)
+    alone = Members.of_tensors({name: one.clone() for name, one in members.tensors().items()})
+    leaves = [value.requires_grad_(True) for value in alone.learnt().values()]
+    trainee = Trainee(members, config, [torch.Generator().manual_seed(s) for s in (2, 3)])
+    z, done = trainee.forward(x)
+    trainee.backward(done, slope)
+    keep = 1.0 if done.keep_MhR is None else done.keep_MhR
+    z_alone = alone.last(alone.hidden(x, training=True) * keep)
+    torch.testing.assert_close(z, z_alone.detach())
+    expected = torch.autograd.grad((z_alone[:, :, :5] * slope).sum(), leaves)
+    flat = torch.cat([gradient.flatten() for gradient in expected])
+    torch.testing.assert_close(trainee.gradient_P, flat, rtol=1e-4, atol=1e-5)
+    assert bool(dropout) == (done.keep_MhR is not None)
 
 
 @pytest.mark.parametrize(
@@ -260,6 +312,9 @@ def test_presets_are_the_published_numbers() -> None:
     for name, config in PRESETS.items():
         if isinstance(config, NetworkConfig) and name.startswith("labelbench"):
             assert name.endswith(config.kind)
+    program = proxy_preset("labelbench-fmow-supervised-linear", as_published=True)
+    assert program == dataclasses.replace(passive, drop_last=True, mixup_targets="larger")
+    assert proxy_preset("asvp-paper", as_published=True) == proxy_preset("asvp-paper")
     with pytest.raises(InputError, match="Known"):
         proxy_preset("none")
 
