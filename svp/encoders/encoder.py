@@ -263,7 +263,8 @@ def open_encoder(
         spec: See `svp.encoders.spec`.
         device: Where it runs.
         precision: Weights are always float32; "bf16" and "fp16" autocast the forward pass.
-        decoder: What makes pixels of bytes; part of the identity. None: as the spec says.
+        decoder: What makes pixels of bytes; part of the identity. None: as the spec says, else
+            as the encoder does: a refreshed one goes on with its parent's.
         offline: Whether to refuse downloads; None asks the environment.
         progress: Told about downloads before they start.
 
@@ -277,7 +278,9 @@ def open_encoder(
     """
     autocast_of(precision)
     parsed = parse_spec(spec)
-    chosen = check_decoder(decoder or parsed.decoder)
-    decoder_identity(chosen)
+    named = decoder or parsed.decoder
+    if named is not None:
+        decoder_identity(named)  # what is not there is said before anything is downloaded
     loaded = _load(parsed, offline=offline, progress=progress or Silent())
+    chosen = check_decoder(named or loaded.decoder)
     return Encoder(loaded, device=device, precision=precision, decoder=chosen)

@@ -17,6 +17,7 @@ from torch import nn
 from feature_store.atomic import write_bytes, write_json
 from svp.encoders import openclip, timmodels
 from svp.encoders.backbones import build_backbone
+from svp.encoders.decoders import check_decoder
 from svp.encoders.preprocessing import Preprocessing
 from svp.encoders.spec import EncoderSpec
 from svp.encoders.weights import Loaded, digest_tensors, load_state, read_state
@@ -54,6 +55,7 @@ def save_encoder(
     architecture: Mapping[str, Any],
     pooling: str,
     preprocessing: Preprocessing,
+    decoder: str = "pillow",
     lineage: Mapping[str, Any] | None = None,
     provenance: Mapping[str, Any] | None = None,
 ) -> None:
@@ -65,6 +67,7 @@ def save_encoder(
         architecture: As in the encoder's identity.
         pooling: As in the encoder's identity.
         preprocessing: The encoder's own.
+        decoder: What makes pixels of bytes, unless the directory is opened with another.
         lineage: JSON that becomes part of the identity: parent encoder, digests of the labels and
             of the training configuration, seed.
         provenance: JSON for the reader, no part of the identity.
@@ -81,6 +84,7 @@ def save_encoder(
             "architecture": dict(architecture),
             "pooling": pooling,
             "preprocessing": preprocessing.as_json(),
+            "decoder": check_decoder(decoder),
             "weights_sha256": digest_tensors(state),
             "lineage": None if lineage is None else dict(lineage),
             "provenance": dict(provenance or {}),
@@ -149,6 +153,8 @@ def load(spec: EncoderSpec, *, offline: bool | None, progress: Progress) -> Load
         module = build_module(values["architecture"])
         preprocessing = Preprocessing.from_json(values["preprocessing"])
         pooling, digest = str(values["pooling"]), values["weights_sha256"]
+        # Directories written before decoders were recorded were embedded with Pillow.
+        decoder = check_decoder(str(values.get("decoder", "pillow")))
     except (KeyError, TypeError) as error:
         raise InputError(
             f"{path / DESCRIPTION_NAME} must be complete. Got {type(error).__name__}: {error}. "
@@ -167,4 +173,5 @@ def load(spec: EncoderSpec, *, offline: bool | None, progress: Progress) -> Load
         preprocessing=preprocessing,
         lineage=values.get("lineage"),
         provenance={"spec": spec.text, **values.get("provenance", {})},
+        decoder=decoder,
     )

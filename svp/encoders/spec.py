@@ -35,7 +35,7 @@ class EncoderSpec:
         pretrained: open_clip's tag of published weights, or None.
         path: Local weights, or None.
         branch: "online" or "target" of a two-network checkpoint, or None.
-        decoder: What makes pixels of bytes, one of `DECODERS`.
+        decoder: What makes pixels of bytes, one of `DECODERS`; None: as the encoder itself says.
     """
 
     text: str
@@ -44,7 +44,7 @@ class EncoderSpec:
     pretrained: str | None = None
     path: Path | None = None
     branch: str | None = None
-    decoder: str = "pillow"
+    decoder: str | None = None
 
 
 def near_names(name: str, known: Iterable[str], count: int = 4) -> str:
@@ -62,13 +62,13 @@ def plugins() -> dict[str, metadata.EntryPoint]:
     return {point.name: point for point in metadata.entry_points(group=ENTRY_POINT_GROUP)}
 
 
-def split_decoder(text: str) -> tuple[str, str]:
-    """Return an encoder name without its decoder, and the decoder.
+def split_decoder(text: str) -> tuple[str, str | None]:
+    """Return an encoder name without its decoder, and the decoder if it names one.
 
     Only the names of decoders count, so that "+" may be part of a path.
     """
     head, mark, tail = text.rpartition("+")
-    return (head, tail) if mark and tail in DECODERS else (text, "pillow")
+    return (head, tail) if mark and tail in DECODERS else (text, None)
 
 
 def _split_branch(text: str) -> tuple[str, str | None]:

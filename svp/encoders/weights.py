@@ -38,6 +38,8 @@ class Loaded:
         branch: Network of a two-network checkpoint, or None.
         lineage: JSON of a refreshed encoder's making, part of its identity; or None.
         provenance: JSON that is not part of the identity: source, licence.
+        decoder: What makes pixels of bytes unless the encoder's name says otherwise; see
+            `svp.encoders.decoders`.
     """
 
     module: nn.Module
@@ -47,6 +49,7 @@ class Loaded:
     branch: str | None = None
     lineage: dict[str, Any] | None = None
     provenance: dict[str, Any] = dataclasses.field(default_factory=dict)
+    decoder: str = "pillow"
 
 
 def read_checkpoint(path: Path) -> Any:

@@ -111,7 +111,7 @@ def test_the_identity_names_the_decoder(tmp_path: Path) -> None:
 def test_specs_with_a_decoder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert parse_spec("timm:resnet50+nvjpeg").decoder == "nvjpeg"
     assert parse_spec("timm:resnet50+nvjpeg").model == "resnet50"
-    assert parse_spec("timm:resnet50").decoder == "pillow"
+    assert parse_spec("timm:resnet50").decoder is None
     assert parse_spec("timm:a+b").model == "a+b"
     (tmp_path / "w.pt").touch()
     spec = parse_spec(f"byol:resnet18@{tmp_path / 'w.pt'}#online+pillow-reduced")

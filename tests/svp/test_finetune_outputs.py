@@ -7,6 +7,8 @@ import torch
 from sklearn import metrics as reference
 from tiny_finetune import NormFree, TinyEncoder, digits
 
+from svp.data.decode import DECODER
+from svp.encoders.decoders import decoder_identity
 from svp.encoders.encoder import open_encoder
 from svp.errors import IdentityError, InputError
 from svp.finetune.evaluation import Evaluation, evaluate, pool_scores
@@ -70,11 +72,35 @@ def test_the_tuned_backbone_is_an_encoder_of_its_own(finished, tmp_path):
     save_refreshed_encoder(tmp_path / "refreshed", result.model, encoder)
     opened = open_encoder(str(tmp_path / "refreshed"))
     assert opened.identity["lineage"]["parent"] == encoder.id
+    assert opened.identity["decoder"] == DECODER
     x = data.images_N3SS[:16]
     ours = result.model.features(x) / 1
     # The test encoder normalises its own way; the comparison is of the network alone.
     theirs = opened.module(encoder.normalise(x).contiguous(memory_format=torch.channels_last))
     torch.testing.assert_close(theirs.detach(), ours, rtol=1e-4, atol=1e-4)
+
+
+def test_a_tuned_backbone_goes_on_with_its_parents_decoder(finished, tmp_path):
+    encoder, folder = TinyEncoder(), tmp_path / "refreshed"
+    save_refreshed_encoder(folder, finished[0].model, encoder)
+    plain = open_encoder(str(folder))
+    encoder.decoder = "pillow-reduced"
+    save_refreshed_encoder(folder, finished[0].model, encoder)
+    reduced = open_encoder(str(folder))
+    assert (plain.decoder, reduced.decoder) == ("pillow", "pillow-reduced")
+    assert reduced.identity["decoder"] == decoder_identity("pillow-reduced")
+    assert reduced.id != plain.id
+    # Whoever names a decoder gets that one.
+    assert open_encoder(f"{folder}+pillow").id == plain.id
+    # A directory from before decoders were recorded keeps its id, and so its stored rows.
+    described = json.loads((folder / "encoder.json").read_text())
+    del described["decoder"]
+    (folder / "encoder.json").write_text(json.dumps(described))
+    assert open_encoder(str(folder)).id == plain.id
+    described["decoder"] = "opencv"
+    (folder / "encoder.json").write_text(json.dumps(described))
+    with pytest.raises(InputError, match="decoder must be one of"):
+        open_encoder(str(folder))
 
 
 def test_exchanged_weights_and_unfinished_runs_are_refused(tmp_path):

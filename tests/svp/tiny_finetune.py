@@ -19,6 +19,7 @@ class TinyEncoder:
         self.dim = dim if dim is not None else self.module.num_features
         self.module.eval().requires_grad_(False)
         self.id = "0123456789abcdef"
+        self.decoder = "pillow"
         self.preprocessing = Preprocessing(size=SIZE, resize_to=SIZE, resize="squash")
         family = "backbone" if module is None else "elsewhere"
         self.identity = {
