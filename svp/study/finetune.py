@@ -3,7 +3,10 @@
 Shapes: N = readable images, L = labelled, E = held out, S = side in pixels.
 """
 
+import contextlib
 import dataclasses
+import functools
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -16,9 +19,11 @@ from svp.progress import Progress, Silent
 from svp.seed import derive_seed
 from svp.study.features import split_rows
 from svp.study.labels import read_labels
+from svp.study.lock import alone
 from svp.study.options import build_finetune_config
 from svp.study.refreshes import read_refreshes
 from svp.study.study import Study
+from svp.study.tracking import open_tracking
 
 if TYPE_CHECKING:
     import torch
@@ -67,11 +72,8 @@ def finetune_study(
 
     Raises:
         InputError: There are no labels of two classes, or images cannot be read.
+        TemporaryError: Another process writes the same model.
     """
-    from svp.encoders.encoder import open_encoder
-    from svp.encoders.image_cache import cached_images
-    from svp.finetune.run import finetune
-
     progress = progress if progress is not None else Silent()
     config = final_config(study) if config is None else config
     labels = read_labels(study) if labels is None else labels
@@ -80,6 +82,27 @@ def finetune_study(
             f"A fine-tune must have labels of at least two classes. Got {len(labels)} labels of "
             f"{len(set(labels.values()))}. Import labels first: svp labels import {study.path} FILE"
         )
+    output = study.model_dir if output is None else output
+    # A launcher starts one process per GPU; the first of them writes for all.
+    first = os.environ.get("RANK", "0") == "0"
+    with alone(output, "svp finetune") if first else contextlib.nullcontext():
+        return _finetune(study, labels, config, output, seed, device, restart, progress)
+
+
+def _finetune(
+    study: Study,
+    labels: Mapping[str, str],
+    config: "FinetuneConfig",
+    output: Path,
+    seed: int | None,
+    device: str,
+    restart: bool,
+    progress: Progress,
+) -> "FinetuneResult":
+    from svp.encoders.encoder import open_encoder
+    from svp.encoders.image_cache import cached_images
+    from svp.finetune.run import finetune
+
     section = study.config.encoder
     source = study.source()
     pool = study.scan(source, progress).pool
@@ -102,17 +125,27 @@ def finetune_study(
     head = None
     if config.head == "zero-shot":
         head = _zero_shot(study, data.class_names, config.templates, progress)
-    return finetune(
-        encoder,
-        data,
-        config,
-        output=study.model_dir if output is None else output,
-        seed=derive_seed(study.config.seed if seed is None else seed, "finetune"),
-        head=head,
-        device=device,
-        restart=restart,
-        progress=progress,
-    )
+    # Training processes beside the first one would write every number again.
+    names = study.config.tracking.to if os.environ.get("RANK", "0") == "0" else ()
+    with open_tracking(study.path, names) as tracking:
+        return finetune(
+            encoder,
+            data,
+            config,
+            output=output,
+            seed=derive_seed(study.config.seed if seed is None else seed, "finetune"),
+            head=head,
+            device=device,
+            restart=restart,
+            progress=progress,
+            watch=functools.partial(tracking.log, _run_name(study, output)),
+        )
+
+
+def _run_name(study: Study, output: Path) -> str:
+    """Return what a training is called in logs: its folder in the study, such as `model`."""
+    inside = output.resolve().is_relative_to(study.path.resolve())
+    return str(output.resolve().relative_to(study.path.resolve())) if inside else output.name
 
 
 def _zero_shot(

@@ -15,6 +15,7 @@ Context of Pre-trained Models", section 5.
 Shapes: M = items that may be labelled and have an embedding, L = labelled.
 """
 
+import contextlib
 import dataclasses
 import time
 from collections.abc import Mapping, Sequence
@@ -29,6 +30,7 @@ from svp.provenance import hardware, now, versions
 from svp.study.config import RefreshSection
 from svp.study.features import read_features, split_rows, standardiser_of
 from svp.study.labels import label_files, labels_digest, read_labels
+from svp.study.lock import alone
 from svp.study.options import build_criterion_config, build_refresh_config
 from svp.study.record import RoundResult, read_rounds
 from svp.study.refreshes import REFRESH_SCHEMA, Refresh, encoder_in_force, read_refreshes
@@ -195,8 +197,16 @@ def refresh(
 
     Raises:
         InputError: Fewer than two classes have labels, or images are not embedded.
+        TemporaryError: Another process refreshes this study, or selects in it.
     """
     progress = progress if progress is not None else Silent()
+    with contextlib.nullcontext() if dry_run else alone(study.path, "svp refresh"):
+        return _refresh(study, force=force, dry_run=dry_run, device=device, progress=progress)
+
+
+def _refresh(
+    study: Study, *, force: bool, dry_run: bool, device: str, progress: Progress
+) -> RefreshResult:
     labels = read_labels(study)
     rounds, done = read_rounds(study), read_refreshes(study)
     encoder_id = encoder_in_force(study)

@@ -26,6 +26,7 @@ from svp.study.evidence import (
 )
 from svp.study.features import read_features, split_rows
 from svp.study.labels import label_files, labels_digest, read_labels
+from svp.study.lock import alone
 from svp.study.options import check_options
 from svp.study.record import (
     ROUND_SCHEMA,
@@ -44,6 +45,7 @@ from svp.study.scattered import ScatteredPool, choose_scattered, open_scattered
 from svp.study.stored_views import read_views
 from svp.study.study import Study
 from svp.study.tables import to_table
+from svp.study.tracking import open_tracking
 
 if TYPE_CHECKING:
     from svp.cluster.executor import Executor
@@ -91,13 +93,39 @@ def select(
     Raises:
         InputError: The budget is larger than what is left, embeddings are missing, the strategy
             is unknown or cannot run, or the open round was asked for differently.
+        TemporaryError: Another process selects in this study, or refreshes it.
     """
     if budget < 1:
         raise InputError(f"The budget must be at least 1. Got {budget}. Ask for more items.")
     if seed is not None and seed < 0:
         raise InputError(f"seed must be 0 or more. Got {seed}. Correct it.")
     check_options(study.config)
-    progress = progress if progress is not None else Silent()
+    asked = {"budget": budget, "strategy": strategy, "proxy": proxy, "seed": seed}
+    with alone(study.path, "svp select"):
+        return _select(
+            study,
+            asked,
+            params=params,
+            request=request,
+            device=device,
+            memory_bytes=memory_bytes,
+            executor=executor,
+            progress=progress if progress is not None else Silent(),
+        )
+
+
+def _select(
+    study: Study,
+    asked: Mapping[str, Any],
+    *,
+    params: Mapping[str, Any] | None,
+    request: str | None,
+    device: str,
+    memory_bytes: int | None,
+    executor: "Executor | None",
+    progress: Progress,
+) -> RoundResult:
+    budget = asked["budget"]
     # Named before they are read: an answer that arrives meanwhile must not enter the receipt alone.
     files = label_files(study)
     labels = read_labels(study, files)
@@ -105,17 +133,16 @@ def select(
     for earlier in done:
         if request is not None and earlier.receipt.get("request") == request:
             return earlier
-    asked = {"budget": budget, "strategy": strategy, "proxy": proxy, "seed": seed}
     if done and _is_open(done[-1], labels):
         _check_same(done[-1], asked)
         return done[-1]
     plan = plan_round(
         study.config,
         number=done[-1].number + 1 if done else 0,
-        strategy=strategy,
+        strategy=asked["strategy"],
         params=params,
-        proxy=proxy,
-        seed=seed,
+        proxy=asked["proxy"],
+        seed=asked["seed"],
     )
     clock = Clock()
     scan = study.scan(progress=progress)
@@ -179,8 +206,22 @@ def select(
     receipt["seal"] = seal(receipt)
     clock.lap("write")
     write_json(folder / "round.json", {**receipt, "timings_s": clock.seconds})
+    with open_tracking(study.path, study.config.tracking.to) as tracking:
+        tracking.log("rounds", len(labels), _numbers(receipt, clock))
     progress.say(f"Round {plan.number}: {budget} items by {choice.name}, in {folder}")
     return read_round(folder, reopened=False)
+
+
+def _numbers(receipt: Mapping[str, Any], clock: Clock) -> dict[str, float]:
+    """Return what a log says of a round."""
+    verdict = receipt["refresh"]["verdict"] or {}
+    return {
+        "round": receipt["round"],
+        "selected": receipt["budget"],
+        **{f"{split}_acc": one["accuracy"] for split, one in receipt["metrics"].items()},
+        **({"refresh_score": verdict["score"]} if verdict.get("score") is not None else {}),
+        **{f"{stage}_s": seconds for stage, seconds in clock.seconds.items()},
+    }
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

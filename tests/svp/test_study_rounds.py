@@ -6,11 +6,12 @@ import pyarrow.parquet as pq
 import pytest
 from study_fixtures import config_of, truth_of, write_labels, write_material
 
-from svp.errors import InputError
+from svp.errors import InputError, TemporaryError
 from svp.study import rounds as rounds_module
 from svp.study.config import ProxySection, StrategySection
 from svp.study.label_export import export_items
 from svp.study.labels import import_labels, import_source_labels
+from svp.study.lock import alone
 from svp.study.record import SELECTION_COLUMNS, read_rounds
 from svp.study.replay import replay
 from svp.study.rounds import select
@@ -261,3 +262,11 @@ def test_unreadable_items_are_left_out(tmp_path):
     result = select(study, 9)
     assert "train/red/broken.png" not in _ids(result)
     assert result.receipt["pool"]["unreadable"] == 1
+
+
+def test_two_selections_at_once_write_one_round(new_study):
+    study = new_study()
+    with alone(study.path, "svp select"), pytest.raises(TemporaryError, match="svp select"):
+        select(study, 9)
+    assert read_rounds(study) == []
+    assert _ids(select(study, 9)) == _ids(select(study, 9))
