@@ -32,6 +32,8 @@ RUN = (
     "strategies.md",
     "metrics.md",
     "labelling.md",
+    "shared-store.md",
+    "coming-from.md",
 )
 COMMON = ("--json", "--result-file")
 IMAGES_OF_A_CLASS = {"train": 18, "test": 4}
