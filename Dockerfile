@@ -2,7 +2,10 @@
 #
 #   docker build -t svp .
 #   docker build -t svp:gpu --build-arg TORCH="torch torchvision" --build-arg EXTRAS=dask,objectstore .
-#   docker run --rm -v "$PWD:/data" svp embed mystudy
+#   docker run --rm -u "$(id -u):$(id -g)" -v "$PWD:/data" -v svp-cache:/cache svp embed mystudy
+#
+# Without -u it is user 10001, who must be able to write the folder. The volume keeps downloaded
+# weights and what is known of unchanged files.
 #
 # Packages come from the index that pip is configured for (PIP_INDEX_URL, --build-arg or secret).
 ARG PYTHON=3.12
@@ -29,15 +32,17 @@ RUN if [ -n "${TORCH}" ]; then \
 
 FROM python:${PYTHON}-slim
 
-# A fixed number, so that volumes can be given to it.
+# A fixed number, so that volumes can be given to it. Whoever -u names may write the cache, too.
 RUN useradd --uid 10001 --user-group --create-home svp \
     && mkdir /data /cache \
-    && chown svp:svp /data /cache
+    && chown svp:svp /data /cache \
+    && chmod 1777 /cache
 COPY --from=build /opt/svp /opt/svp
 
 ENV PATH=/opt/svp/bin:$PATH \
     PYTHONUNBUFFERED=1 \
-    SVP_CACHE_DIR=/cache
+    SVP_CACHE_DIR=/cache \
+    HF_HOME=/cache/huggingface
 USER 10001:10001
 WORKDIR /data
 # Exec form: svp is process 1 and gets SIGTERM itself.
