@@ -24,6 +24,7 @@ from feature_store.errors import (
     StorageUnavailableError,
     StoreConflictError,
     StoreFormatError,
+    StoreInputError,
     StoreNotFoundError,
     ViewMismatchError,
 )
@@ -72,6 +73,7 @@ __all__ = [
     "StorageUnavailableError",
     "StoreConflictError",
     "StoreFormatError",
+    "StoreInputError",
     "StoreNotFoundError",
     "ViewMismatchError",
 ]

@@ -17,6 +17,14 @@ class StoreNotFoundError(FeatureStoreError, FileNotFoundError):
     """There is no store, pool or encoder under the name that was asked for."""
 
 
+class StoreInputError(FeatureStoreError, ValueError):
+    """What was asked for cannot be: correct it.
+
+    A malformed URL, id or view, a bucket that is not there or that the credentials do not open, a
+    place that cannot hold a store.
+    """
+
+
 class PoolError(FeatureStoreError, ValueError):
     """Items of a pool are inconsistent, or ids are not in it."""
 

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from feature_store.digest import canonical_json
-from feature_store.errors import FeatureStoreError
+from feature_store.errors import StoreInputError
 
 FORMAT: Final = 1
 DIGEST_BYTES: Final = 32
@@ -86,10 +86,10 @@ def _power_below(number: int) -> int:
 
 
 def check_view(view: str) -> str:
-    """Return `view` if it can name a directory, else raise FeatureStoreError."""
+    """Return `view` if it can name a directory, else raise StoreInputError."""
     reserved = view in {"segments", "failures"} or view.endswith(".json")
     if not _VIEW.fullmatch(view) or reserved or ".." in view:
-        raise FeatureStoreError(
+        raise StoreInputError(
             "A view must be named with at most 64 of a-z, 0-9, '.', '_', '-'. "
             f"Got {view!r}. Use a name such as eval or weak-0."
         )
@@ -97,9 +97,9 @@ def check_view(view: str) -> str:
 
 
 def check_identity(identity: str, what: str) -> str:
-    """Return `identity` if it is 16 hexadecimal characters, else raise FeatureStoreError."""
+    """Return `identity` if it is 16 hexadecimal characters, else raise StoreInputError."""
     if not _IDENTITY.fullmatch(identity):
-        raise FeatureStoreError(
+        raise StoreInputError(
             f"An {what} id must be 16 hexadecimal characters. Got {identity!r}. "
             "Take it from the listing of the store."
         )

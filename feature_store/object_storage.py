@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
-from feature_store.errors import FeatureStoreError, StorageUnavailableError
+from feature_store.errors import FeatureStoreError, StorageUnavailableError, StoreInputError
 from feature_store.storage import OBJECT_SCHEMES, Entry, Found
 
 # obstore asks again after 5xx, 429 and lost connections, waiting 0.1 s, 0.2 s, ... 15 s, jittered.
@@ -47,7 +47,7 @@ class ObjectStorage:
         url: "s3://bucket/prefix", "gs://bucket/prefix" or "az://container/prefix".
 
     Raises:
-        FeatureStoreError: If the URL or the configuration is wrong, or obstore is not installed.
+        StoreInputError: If the URL or the configuration is wrong, or obstore is not installed.
     """
 
     parallel = _PARALLEL
@@ -58,7 +58,7 @@ class ObjectStorage:
         bucket, _, prefix = rest.rstrip("/").partition("/")
         plain = re.fullmatch(r"[\w.-]+", bucket) and not re.search(r"[?#%\\\s]|^/|//|\.\.", prefix)
         if scheme not in OBJECT_SCHEMES or not plain:
-            raise FeatureStoreError(
+            raise StoreInputError(
                 "A store in a bucket must be named as s3://bucket/prefix, gs://bucket/prefix or "
                 f"az://container/prefix. Got {url!r}. Correct the URL."
             )
@@ -248,16 +248,16 @@ class ObjectStorage:
             self.delete(_PROBE_KEY)
             raise self._unconditional("created an object twice")
 
-    def _unconditional(self, got: str) -> FeatureStoreError:
-        return FeatureStoreError(
+    def _unconditional(self, got: str) -> StoreInputError:
+        return StoreInputError(
             "The service of a store must create an object only if it does not exist "
             f"(PUT with If-None-Match: *). Got {self.url}, whose service {got}. "
             "Use another service or a newer version of it, or a local store."
         )
 
-    def _no_bucket(self) -> FeatureStoreError:
+    def _no_bucket(self) -> StoreInputError:
         what = "container" if self._scheme == "az" else "bucket"
-        return FeatureStoreError(
+        return StoreInputError(
             f"The {what} of a store must exist. Got none called {self._bucket!r} for {self.url}. "
             "Create it, or correct the name or the endpoint."
         )
@@ -294,7 +294,7 @@ class ObjectStorage:
                 raise FileNotFoundError(text) from error
             denied = isinstance(error, (PermissionDeniedError, UnauthenticatedError))
             if denied or _METADATA_SERVICE.search(text):
-                raise FeatureStoreError(
+                raise StoreInputError(
                     f"Credentials must allow reading, writing and listing {self.url}. Got: {text}. "
                     f"Set them in the environment ({_CREDENTIALS[self._scheme]})."
                 ) from error
@@ -321,7 +321,7 @@ def _import_obstore() -> Any:
     try:
         import obstore
     except ImportError as error:
-        raise FeatureStoreError(
+        raise StoreInputError(
             "obstore must be installed for s3://, gs:// and az:// stores. Got no such package. "
             "Install the extra: pip install 'svp[objectstore]'."
         ) from error

@@ -5,6 +5,7 @@ object or a range of it, creating an object unless it exists, listing one level,
 offers the same (conditional PUT), so an object store is another class here and nothing else.
 """
 
+import errno
 import os
 import threading
 import uuid
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import Final, Protocol
 
 from feature_store import atomic
-from feature_store.errors import FeatureStoreError
+from feature_store.errors import StoreInputError
 
 OBJECT_SCHEMES: Final = ("s3", "gs", "az")
 _PROBE: Final = ".probe-"
@@ -191,14 +192,16 @@ class LocalStorage:
             second = atomic.create_parts(path, (b"2",), durable=False)
             kept = path.read_bytes()
         except OSError as error:
-            raise FeatureStoreError(
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise  # as with any other write, space may be freed
+            raise StoreInputError(
                 f"A store must be on storage that can be written and has hard links. "
                 f"Got {error} in {self._root}. Put the store on a local or NFS file system."
             ) from error
         finally:
             path.unlink(missing_ok=True)
         if (first, second, kept) != (True, False, b"1"):
-            raise FeatureStoreError(
+            raise StoreInputError(
                 "A store must be on storage that refuses to create a file twice. "
                 f"Got {self._root}, which does not. Put the store on a local or NFS file system."
             )
@@ -208,7 +211,7 @@ def open_storage(url: str | Path) -> Storage:
     """Return the storage behind a path or URL.
 
     Raises:
-        FeatureStoreError: If no storage for such URLs exists, or its package is not installed.
+        StoreInputError: If no storage for such URLs exists, or its package is not installed.
     """
     text = str(url)
     scheme, separator, _ = text.partition("://")
@@ -220,10 +223,10 @@ def open_storage(url: str | Path) -> Storage:
     if text.startswith("file://"):
         text = text.removeprefix("file://")
     elif separator:
-        raise FeatureStoreError(
+        raise StoreInputError(
             "A store must be a local path or a file://, s3://, gs:// or az:// URL. "
             f"Got {text!r}. Mount or copy the store to a local directory first."
         )
     if not text:
-        raise FeatureStoreError("A store must be a path. Got an empty text. Name a directory.")
+        raise StoreInputError("A store must be a path. Got an empty text. Name a directory.")
     return LocalStorage(Path(text).expanduser().absolute())

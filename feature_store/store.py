@@ -38,7 +38,7 @@ def open_store(url: str | Path, *, create: bool = False) -> "FeatureStore":
     Raises:
         StoreNotFoundError: If there is no store and `create` is False.
         StoreFormatError: If the store has another format version.
-        FeatureStoreError: If such URLs are not supported or the storage cannot hold a store.
+        StoreInputError: If such URLs are not supported or the storage cannot hold a store.
         StorageUnavailableError: If the storage does not answer now.
     """
     storage = open_storage(url)

@@ -15,8 +15,8 @@ import crc32c
 from feature_store import layout
 from feature_store.errors import (
     CorruptChunkError,
-    FeatureStoreError,
     StoreConflictError,
+    StoreInputError,
     ViewMismatchError,
 )
 from feature_store.layout import CHECKSUM_BYTES
@@ -78,7 +78,7 @@ def copy_store(
             others are copied first.
     """
     if source.url == target.url:
-        raise FeatureStoreError(
+        raise StoreInputError(
             f"A store must be copied to another one. Got {source.url} twice. Name another."
         )
     chosen = list(dict.fromkeys(source.encoders() if encoders is None else encoders))

@@ -15,7 +15,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from feature_store.errors import FeatureStoreError
+from feature_store.errors import StoreInputError
 from feature_store.index import check_digests, first_occurrences
 from feature_store.layout import DTYPES
 from feature_store.store import FeatureStore
@@ -95,23 +95,23 @@ def open_vectors(path: str | Path) -> NDArray[Any]:
     """Return the (N, d) array of an npy file, mapped into memory and read-only.
 
     Raises:
-        FeatureStoreError: If it is no npy file of a two-dimensional array of floating point.
+        StoreInputError: If it is no npy file of a two-dimensional array of floating point.
     """
     try:
         x_Nd = np.load(path, mmap_mode="r", allow_pickle=False)
     except ValueError as error:
-        raise FeatureStoreError(
+        raise StoreInputError(
             f"Vectors must be an npy file of numbers. Got {path}: {error}. Use np.save."
         ) from error
     return check_vectors(x_Nd, path)
 
 
 def check_vectors(x_Nd: Any, path: str | Path) -> NDArray[Any]:
-    """Return `x_Nd` if it is an (N, d) array of floating point, else raise FeatureStoreError."""
+    """Return `x_Nd` if it is an (N, d) array of floating point, else raise StoreInputError."""
     fits = isinstance(x_Nd, np.ndarray) and x_Nd.ndim == 2 and x_Nd.shape[1] > 0
     if not fits or x_Nd.dtype.kind != "f":
         got = f"{x_Nd.shape} {x_Nd.dtype}" if isinstance(x_Nd, np.ndarray) else "several arrays"
-        raise FeatureStoreError(
+        raise StoreInputError(
             f"Vectors must be an (N, d) array of floating point. Got {got} in {path}. "
             "Convert it with x.astype(np.float32) and np.save."
         )
@@ -161,19 +161,19 @@ def import_files(
         report: Told about the rows just written and those of the whole.
 
     Raises:
-        FeatureStoreError: If the files do not fit, hold NaN or infinity (also after rounding), or
+        StoreInputError: If the files do not fit, hold NaN or infinity (also after rounding), or
             have different vectors for one item.
     """
     wanted = _dtype([file.x_Nd.dtype for file in files], dtype)
     for file in files:
         if len(check_digests(file.digests)) != len(file.x_Nd):
-            raise FeatureStoreError(
+            raise StoreInputError(
                 f"Vectors must have one item per row. Got {len(file.x_Nd):,} rows and "
                 f"{len(file.digests):,} items for {file.path}. Compare the two files."
             )
     widths = sorted({file.x_Nd.shape[1] for file in files})
     if len(widths) > 1:
-        raise FeatureStoreError(
+        raise StoreInputError(
             f"Vectors of one table must have one width. Got {widths}. Import them one by one."
         )
     rows = _Stacked(files)
@@ -203,7 +203,7 @@ def _dtype(found: Sequence[np.dtype[Any]], asked: str | None) -> np.dtype[Any]:
     if len(kinds) == 1 and (only := kinds.pop()).name in DTYPES:
         return only
     names = sorted({dtype.name for dtype in found})
-    raise FeatureStoreError(
+    raise StoreInputError(
         f"Stored vectors must be {' or '.join(DTYPES)}. Got {', '.join(names)}. Say which with "
         "dtype (--dtype); float16 loses nothing of what a model computed in float16."
     )
@@ -241,7 +241,7 @@ def _check_repeats(rows: _Stacked, digests: NDArray[np.uint8]) -> None:
     for row in np.setdiff1d(np.arange(len(digests)), firsts).tolist():
         first = first_of[digests[row].tobytes()]
         if rows.row(row) != rows.row(first):
-            raise FeatureStoreError(
+            raise StoreInputError(
                 f"An item must have one vector. Got different ones in rows {first} and {row}, "
                 "which belong to files of the same content. Remove one."
             )

@@ -87,7 +87,14 @@ def _of_store(error: Exception) -> int | None:
     errors = sys.modules.get("feature_store.errors")
     if errors is None or not isinstance(error, errors.FeatureStoreError):
         return None
-    return 75 if isinstance(error, errors.StorageUnavailableError) else 4
+    if isinstance(error, errors.StorageUnavailableError):
+        return 75
+    # What leads nowhere is the caller's to correct; damage and mismatches are the store's.
+    correctable = (
+        errors.StoreNotFoundError, errors.StoreInputError, errors.PoolError,
+        errors.MissingRowsError,
+    )  # fmt: skip
+    return 3 if isinstance(error, correctable) else 4
 
 
 def run(arguments: Sequence[str]) -> int:

@@ -214,6 +214,8 @@ def compact(
     from feature_store.compaction import compact_table
 
     opened = open_store(store)
+    for encoder_id in encoder or ():
+        opened.encoder(encoder_id)  # a name that nobody embedded under is a mistake
     done: list[dict[str, Any]] = []
     for encoder_id in encoder or opened.encoders():
         for view in opened.views(encoder_id):

@@ -24,7 +24,12 @@ from typing import Any, Final
 import dask
 import distributed
 
-from feature_store.errors import FeatureStoreError, StorageUnavailableError
+from feature_store.errors import (
+    FeatureStoreError,
+    StorageUnavailableError,
+    StoreInputError,
+    StoreNotFoundError,
+)
 from svp.cluster.executor import Job, Part, Result, State
 from svp.errors import IdentityError, InputError, SvpError, TemporaryError
 from svp.progress import Task
@@ -102,6 +107,8 @@ def run_part(name: str, number: int, part: Any) -> tuple[int, Any]:
         return plugin.run(number, part)
     except StorageUnavailableError as error:
         raise TemporaryError(str(error)) from None
+    except (StoreNotFoundError, StoreInputError) as error:
+        raise InputError(str(error)) from None
     except FeatureStoreError as error:
         raise IdentityError(str(error)) from None
 

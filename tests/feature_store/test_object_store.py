@@ -320,5 +320,5 @@ def test_the_command_line_says_whether_to_come_back(url, service, impatient, cap
     assert run(["store", "ls", url]) == 75
     assert "Run the same command again later" in capsys.readouterr().err
     service.reset()
-    assert run(["store", "ls", "s3://absent/store"]) == 4
+    assert run(["store", "ls", "s3://absent/store"]) == 3
     assert "bucket of a store must exist" in capsys.readouterr().err

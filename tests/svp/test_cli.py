@@ -453,7 +453,7 @@ def test_stores(here, refused):
         ("store", "verify", "store"),
     ):
         assert "Got 99" in refused(4, *arguments)
-    assert "store.json" in refused(4, "store", "ls", "images")
+    assert "store.json" in refused(3, "store", "ls", "images")
 
 
 def test_a_flipped_bit_is_found(here, svp):

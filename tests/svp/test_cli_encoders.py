@@ -128,8 +128,8 @@ def test_show_by_spec_and_by_id(
     assert (other["encoder"]["stored"], other["encoder"]["tables"]) == (False, [])
     assert other["encoder"]["id"] != alone["id"]
     assert "--store" in done("encoders", "show", alone["id"], code=3)["stderr"]
-    done("encoders", "show", "0" * 16, "--store", "store", code=4)
-    done("encoders", "show", "./encoder", "--store", "nowhere", code=4)
+    done("encoders", "show", "0" * 16, "--store", "store", code=3)
+    done("encoders", "show", "./encoder", "--store", "nowhere", code=3)
     assert not (here / "nowhere").exists()
 
 

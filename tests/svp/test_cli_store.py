@@ -63,8 +63,7 @@ def test_copy(store, tmp_path, json_of, command):
 
 
 def test_copy_of_an_unknown_encoder(store, tmp_path, json_of):
-    json_of("copy", store.url, tmp_path / "other", "--encoder", "0" * 16, code=4)
-    json_of("copy", tmp_path / "nothing", tmp_path / "other", code=4)
+    json_of("copy", store.url, tmp_path / "other", "--encoder", "0" * 16, code=3)
 
 
 def _age(store):
@@ -127,7 +126,7 @@ def test_export(store, tmp_path, json_of):
         "npy",
         "--view",
         "v",
-        code=4,
+        code=3,
     )
 
 
@@ -191,6 +190,82 @@ def test_import(tmp_path, vectors, json_of, column):
     assert "column" in json_of(*call, code=3)
     (tmp_path / "x.json").write_text("[]")
     assert "object" in json_of(*call, code=3)
+
+
+_ID = "0123456789abcdef"
+_ON_A_STORE = (
+    ("ls", "{}"), ("show", "{}", _ID), ("verify", "{}"), ("gc", "{}"), ("gc", "{}", "--delete"),
+    ("compact", "{}"), ("compact", "{}", "--encoder", _ID), ("copy", "{}", "{}-copy"),
+    ("sync", "{}", "{}-copy"), ("export", "{}", _ID, "{}-out", "--format", "npy"),
+)  # fmt: skip
+
+
+@pytest.fixture
+def refused(capsys):
+    """Return a function that runs `svp store ...`, wants exit 3, and returns the one line said."""
+
+    def call(*arguments):
+        code = run(["store", *map(str, arguments)])
+        out, err = capsys.readouterr()
+        assert (code, out, err.count("\n")) == (3, "", 1), (code, out, err)
+        return err
+
+    return call
+
+
+@pytest.mark.parametrize("command", _ON_A_STORE, ids=" ".join)
+@pytest.mark.parametrize("kind", ["missing", "folder", "file"])
+def test_a_mistyped_path_is_named_and_nothing_is_made(tmp_path, refused, command, kind):
+    path = tmp_path / "stroe"
+    if kind == "folder":
+        (path / "encoders" / _ID).mkdir(parents=True)
+    if kind == "file":
+        path.write_text("x")
+    before = sorted(tmp_path.rglob("*"))
+    assert str(path) in refused(*(word.format(path) for word in command))
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("command", _ON_A_STORE, ids=" ".join)
+@pytest.mark.parametrize("url", ["s4://bucket/store", "s3://bucket/a//b"])
+def test_a_mistyped_url_is_named(refused, command, url):
+    assert repr(url) in refused(*(word.replace("{}", url, 1) for word in command))
+
+
+def test_a_store_that_cannot_be_made_there(store, tmp_path, refused, vectors):
+    _fill(store, _digests(3))
+    (tmp_path / "file").write_text("x")
+    target = tmp_path / "file" / "store"
+    assert str(target) in refused("copy", store.url, target)
+    (tmp_path / "ids.csv").write_text("digest\n" + "\n".join(d.tobytes().hex() for d in vectors[0]))
+    say = ["--ids", tmp_path / "ids.csv", "--encoder-json", tmp_path / "x.json"]
+    assert str(target) in refused("import", target, "--vectors", tmp_path / "x.npy", *say)
+    assert "gone.npy" in refused("import", store.url, "--vectors", tmp_path / "gone.npy", *say)
+
+
+def test_names_that_are_not_in_the_store(store, tmp_path, refused):
+    table, out = _fill(store, _digests(9)), tmp_path / "out"
+    for name in (_ID, "nonsense"):
+        assert name in refused("show", store.url, name)
+        assert name in refused("compact", store.url, "--encoder", name)
+        assert name in refused("copy", store.url, tmp_path / "other", "--encoder", name)
+        assert name in refused("export", store.url, name, out, "--format", "npy")
+        assert name in refused(
+            "export", store.url, table.encoder_id, out, "--format", "npy", "--pool", name
+        )
+    for view in ("weak-0", "No View"):
+        assert view in refused(
+            "export", store.url, table.encoder_id, out, "--format", "npy", "--view", view
+        )
+    assert not out.exists()
+
+
+@pytest.mark.parametrize("command", [("ls",), ("verify",), ("compact",), ("gc",)])
+def test_a_damaged_store_is_no_mistyped_path(store, capsys, command):
+    _fill(store, _digests(9))
+    Path(store.url, "store.json").write_text("{")
+    assert run(["store", *command, store.url]) == 4
+    assert store.url in capsys.readouterr().err
 
 
 def test_every_command_shows_an_example(capsys):

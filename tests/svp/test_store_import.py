@@ -43,7 +43,7 @@ def _call(folder, capsys, *splits, code=0, options=()):
 
 
 def test_splits_become_one_table(cached, tmp_path, capsys):
-    assert "--dtype" in _call(tmp_path, capsys, "train", "test", code=4)
+    assert "--dtype" in _call(tmp_path, capsys, "train", "test", code=3)
     done = _call(tmp_path, capsys, "train", "test", options=["--dtype", "float16"])
     imported = done["imported"]
     assert (imported["rows"], imported["dim"], imported["dtype"]) == (17, 6, "float16")
@@ -70,7 +70,7 @@ def test_lists_and_files_go_in_pairs(cached, tmp_path, capsys):
 def test_values_beyond_float16_are_refused(cached, tmp_path, capsys):
     x = np.full((12, 6), 1e6)
     torch.save(x, tmp_path / "toy_clip_0_features_train.pt", pickle_protocol=4)
-    text = _call(tmp_path, capsys, "train", code=4, options=["--dtype", "float16"])
+    text = _call(tmp_path, capsys, "train", code=3, options=["--dtype", "float16"])
     assert "finite in float16" in text
 
 
