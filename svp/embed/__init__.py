@@ -1,7 +1,7 @@
 """Embedding a pool into a feature store, and reading the embeddings back."""
 
-from svp.embed.golden import DriftError, GoldenReport, check_golden
-from svp.embed.result import EmbedResult, ItemFailure
+from svp.embed.golden import DriftError, GoldenReport, check_golden, worst_report
+from svp.embed.result import EmbedResult, ItemFailure, WorkerTest
 from svp.embed.run import EVAL, EmbedConfig, embed, load_features
 from svp.embed.views import StoredView, ViewConfig, embed_views, parse_views
 
@@ -14,9 +14,11 @@ __all__ = [
     "ItemFailure",
     "StoredView",
     "ViewConfig",
+    "WorkerTest",
     "check_golden",
     "embed",
     "embed_views",
     "load_features",
     "parse_views",
+    "worst_report",
 ]

@@ -14,8 +14,9 @@ Shapes: G = golden images, S = side of the preprocessed square, d = dim.
 
 import base64
 import dataclasses
+import functools
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Final, Literal
 
 import numpy as np
@@ -33,6 +34,9 @@ Float32Array = npt.NDArray[np.float32]
 Status = Literal["recorded", "same", "drifted", "accepted", "incomparable"]
 
 SCHEMA: Final = "svp.golden/1"
+_GRAVITY: Final[Mapping[Status, int]] = {
+    "recorded": 0, "same": 0, "incomparable": 1, "drifted": 2, "accepted": 3,
+}  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -102,6 +106,10 @@ class DriftError(IdentityError):
     def __init__(self, message: str, *, report: GoldenReport) -> None:
         super().__init__(message)
         self.report = report
+
+    def __reduce__(self) -> tuple[Any, tuple[str]]:
+        # It travels from a worker to its client.
+        return functools.partial(DriftError, report=self.report), (str(self),)
 
 
 def golden_images() -> tuple[Image.Image, ...]:
@@ -289,17 +297,30 @@ def check_golden(
             "with --accept-drift, or use another store.",
             report=report,
         )
+    warning = golden_warning(report, encoder.id)
+    if warning is not None:
+        progress.say(warning)
+    return report
+
+
+def golden_warning(report: GoldenReport, encoder_id: str) -> str | None:
+    """Return what people must hear of a report, or None."""
     if report.status in ("drifted", "accepted"):
-        progress.say(
-            f"Warning: the golden images give other vectors than those stored with encoder "
-            f"{encoder.id}: {_moved(report)}"
+        return (
+            "Warning: the golden images give other vectors than those stored with encoder "
+            f"{encoder_id}: {_moved(report)}"
         )
-    elif report.status == "incomparable":
-        progress.say(
-            f"Encoder {encoder.id}: not compared with its stored golden images, which another "
+    if report.status == "incomparable":
+        return (
+            f"Encoder {encoder_id}: not compared with its stored golden images, which another "
             "version of svp made"
         )
-    return report
+    return None
+
+
+def worst_report(reports: Iterable[GoldenReport]) -> GoldenReport:
+    """Return the report that says most against its machine; of equal ones the first."""
+    return max(reports, key=lambda report: _GRAVITY[report.status])
 
 
 def _moved(report: GoldenReport) -> str:

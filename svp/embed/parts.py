@@ -3,12 +3,17 @@
 The client plans exactly the segments that `embed` would plan, and a worker embeds the images of
 one of them. So the table does not depend on how many workers there are or which of them vanish:
 a segment that was left behind is continued by whoever gets it next, at most one chunk later.
+
+Every worker proves twice that its vectors are the client's: by the encoder's id, and by the golden
+images, before it writes a row. One whose vectors moved too far ends the job.
 """
 
 import contextlib
 import dataclasses
+import os
+import socket
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, Protocol
 
@@ -20,7 +25,8 @@ from svp.cluster.device import worker_device
 from svp.cluster.executor import Advance, Executor
 from svp.data.failure import ScanFailure
 from svp.embed.config import EmbedConfig
-from svp.embed.result import EmbedResult, check_rate
+from svp.embed.golden import DriftError, check_golden, golden_warning
+from svp.embed.result import EmbedResult, WorkerTest, check_rate
 from svp.embed.run import EVAL, embed
 from svp.encoders.encoder import Encoder
 from svp.encoders.images import Reader
@@ -64,6 +70,7 @@ class _Part:
 class _Opened:
     encoder: Encoder
     store: FeatureStore
+    test: WorkerTest
 
 
 class _PartStore(FeatureStore):
@@ -108,6 +115,7 @@ class EmbedJob:
         view: Of the table.
         augment: As in `embed`.
         config: As in `embed`.
+        accept_drift: Whether a worker whose golden images moved too far goes on.
     """
 
     open_encoder: OpenEncoder
@@ -118,12 +126,14 @@ class EmbedJob:
     view: str
     augment: Callable[..., Any] | None
     config: EmbedConfig
+    accept_drift: bool = False
 
     def open(self) -> _Opened:
-        """Load the encoder and prove that it is the client's.
+        """Load the encoder and prove that it is the client's, and gives its vectors.
 
         Raises:
             IdentityError: If this machine's encoder has another id.
+            DriftError: If it gives other vectors than those stored with the encoder.
         """
         encoder = self.open_encoder(device=worker_device(self.device))
         if encoder.id != self.encoder_id:
@@ -131,7 +141,13 @@ class EmbedJob:
                 f"Every worker must load the encoder {self.encoder_id}. Got {encoder.id} from a "
                 f"worker with {versions()}. Give all workers the same weights and versions."
             )
-        return _Opened(encoder, _PartStore(open_store(self.store_url).storage))
+        store = _PartStore(open_store(self.store_url).storage)
+        worker = f"{socket.gethostname()}:{os.getpid()}"
+        try:
+            golden = check_golden(store, encoder, accept_drift=self.accept_drift)
+        except DriftError as error:
+            raise DriftError(f"On worker {worker}: {error}", report=error.report) from None
+        return _Opened(encoder, store, WorkerTest(worker=worker, golden=golden))
 
     def run(self, state: _Opened, part: _Part, advance: Advance) -> EmbedResult:
         """Embed the images of one segment; continues what another worker left unfinished."""
@@ -142,7 +158,7 @@ class EmbedJob:
             max_failure_rate=1.0,  # of the whole pool, so the client decides
             shard=(0, 1),
         )
-        return embed(
+        result = embed(
             part.pool,
             self.source,
             state.encoder,
@@ -152,6 +168,7 @@ class EmbedJob:
             config=config,
             progress=_Report(advance),
         )
+        return dataclasses.replace(result, workers=(state.test,))
 
 
 def embed_in_parts(
@@ -167,6 +184,7 @@ def embed_in_parts(
     augment: Callable[..., Any] | None = None,
     unreadable: Sequence[ScanFailure] = (),
     config: EmbedConfig | None = None,
+    accept_drift: bool = False,
     progress: Progress | None = None,
 ) -> EmbedResult:
     """Embed what `store` lacks of `pool` on the workers of `executor`; see `embed`.
@@ -183,7 +201,8 @@ def embed_in_parts(
         augment: Makes any view but the plain one; picklable.
         unreadable: What the scan left out.
         config: As in `embed`, without a shard. `segment_rows` is what a worker gets at once.
-        progress: Where to report.
+        accept_drift: Whether workers go on whose golden images moved too far.
+        progress: Where to report; also told of every worker whose golden images moved.
 
     Returns:
         What one process would return, as seen from here: wall time, images/s of all workers.
@@ -191,6 +210,7 @@ def embed_in_parts(
     Raises:
         FailureRateError: More images failed than `config` allows; the others are published.
         IdentityError: A worker loads another encoder under the same name.
+        DriftError: A worker's golden images give other vectors than those stored.
         TemporaryError: Workers were lost again and again, or the scheduler is gone.
     """
     config, progress = config or EmbedConfig(), progress or Silent()
@@ -219,15 +239,19 @@ def embed_in_parts(
         view=view,
         augment=augment,
         config=config,
+        accept_drift=accept_drift,
     )
     parts = (
         _Part(pool=_bare(pool, todo[plan.positions]), chunk_rows=plan.chunk_rows) for plan in plans
     )
     results: list[EmbedResult] = []
+    tests: dict[str, WorkerTest] = {}
     began = time.perf_counter()
     with progress.task("embedding", len(todo), "images") as task:
         if plans:
-            results += (result for _, result in executor.run(job, parts, task))
+            for _, result in executor.run(job, parts, task):
+                tests |= _heard(result.workers, tests, encoder.id, progress)
+                results.append(result)
     seconds = time.perf_counter() - began
     failed_now = len(table.missing(pool.digests[todo], retry=True)) if len(todo) else 0
     # Nothing is left to do, so this counts, by the rules of one process, what there is now.
@@ -243,12 +267,28 @@ def embed_in_parts(
     )
     merged = dataclasses.replace(
         _merged(results, now, embedded=len(todo) - failed_now, failed_now=failed_now),
+        workers=tuple(test for _, test in sorted(tests.items())),
         seconds=seconds,
         images_per_s=len(todo) / seconds if results else 0.0,
     )
     distinct = merged.embedded + merged.reused + merged.failed
     check_rate(merged, distinct=distinct, allowed=config.max_failure_rate)
     return merged
+
+
+def _heard(
+    reported: Sequence[WorkerTest],
+    known: Mapping[str, WorkerTest],
+    encoder_id: str,
+    progress: Progress,
+) -> dict[str, WorkerTest]:
+    """Return the workers that were not heard of before, and say what moved there."""
+    new = {test.worker: test for test in reported if test.worker not in known}
+    for test in new.values():
+        warning = golden_warning(test.golden, encoder_id)
+        if warning is not None:
+            progress.say(f"Worker {test.worker}: {warning}")
+    return new
 
 
 def _merged(

@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from feature_store import Pool, Table
 from svp.data.failure import ScanFailure
+from svp.embed.golden import GoldenReport
 from svp.embed.meter import Shares, Step
 from svp.errors import FailureRateError
 
@@ -26,6 +27,19 @@ class ItemFailure:
     id: str
     kind: str
     reason: str
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class WorkerTest:
+    """What the self-test found in one process that embedded for another.
+
+    Attributes:
+        worker: Host and process id, as in `node7:4321`.
+        golden: Its report.
+    """
+
+    worker: str
+    golden: GoldenReport
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -53,6 +67,8 @@ class EmbedResult:
         batch_size: Images per forward pass, at the end; 0 when nothing was to do.
         devices: Where the replicas of the encoder ran.
         compiled: Whether `torch.compile` prepared the encoder.
+        workers: The self-test of every worker of a cluster; none in one process, whose caller
+            runs it (`svp.embed.golden`).
     """
 
     pool_id: str
@@ -74,6 +90,7 @@ class EmbedResult:
     batch_size: int = 0
     devices: tuple[str, ...] = ()
     compiled: bool = False
+    workers: tuple[WorkerTest, ...] = ()
 
 
 def shard_rows(digests_N32: UInt8Array, shard: tuple[int, int]) -> Int64Array:

@@ -30,7 +30,7 @@ class Embedded:
 
     Attributes:
         results: One per view, in order; the first is `eval` if that was among them.
-        golden: What the encoder's self-test found.
+        golden: What the encoder's self-test found, on the machine where it moved most.
         refreshed: The same images under the encoder of the last refresh; None without one.
     """
 
@@ -114,9 +114,12 @@ def embed_study(
         unreadable=scan.failures,
         config=config,
         progress=progress,
-        embed_one=_embedder(executor, study.encoder_spec, section.precision, worker_device),
+        embed_one=_embedder(
+            executor, study.encoder_spec, section.precision, worker_device, accept_drift
+        ),
     )
     result = results[0]
+    golden = _everywhere(golden, results)
     write_json(
         study.path / "encoder.json",
         {
@@ -132,6 +135,7 @@ def embed_study(
             "seconds": round(result.seconds, 2),
             "views": views,
             "golden": dataclasses.asdict(golden),
+            "workers": [dataclasses.asdict(test) for one in results for test in one.workers],
             "identity": encoder.identity,
             "created": now(),
             "versions": versions(),
@@ -141,7 +145,17 @@ def embed_study(
     for last in read_refreshes(study)[-1:]:
         # Selections read the encoder in force: images added since its refresh need it too.
         refreshed = _embed_by(
-            study, last.encoder_spec, scan, source, store, config, device=device, progress=progress
+            study,
+            last.encoder_spec,
+            scan,
+            source,
+            store,
+            config,
+            device=device,
+            accept_drift=accept_drift,
+            executor=executor,
+            worker_device=worker_device,
+            progress=progress,
         )
     return Embedded(results=results, golden=golden, refreshed=refreshed)
 
@@ -178,6 +192,9 @@ def _embed_by(
     config: "EmbedConfig",
     *,
     device: str,
+    accept_drift: bool = False,
+    executor: "Executor | None" = None,
+    worker_device: str = "auto",
     progress: Progress,
 ) -> "EmbedResult":
     from svp.embed import EVAL, ViewConfig, check_golden, embed_views, parse_views
@@ -185,7 +202,7 @@ def _embed_by(
 
     section = study.config.encoder
     encoder = open_encoder(spec, device=device, precision=section.precision, progress=progress)
-    check_golden(store, encoder, progress=progress)
+    check_golden(store, encoder, accept_drift=accept_drift, progress=progress)
     views: tuple[str, ...] = (EVAL,)
     if wants_views(build_proxy_config(study.config.proxy)):
         views = tuple(dict.fromkeys((EVAL, *parse_views(section.views))))
@@ -199,6 +216,10 @@ def _embed_by(
         unreadable=scan.failures,
         config=config,
         progress=progress,
+        # Workers may have started in another folder.
+        embed_one=_embedder(
+            executor, absolute_spec(spec), section.precision, worker_device, accept_drift
+        ),
     )
     return results[0]
 
@@ -273,9 +294,16 @@ def embed_source(
         unreadable=scan.failures,
         config=config,
         progress=progress,
-        embed_one=_embedder(executor, encoder_spec, precision, worker_device),
+        embed_one=_embedder(executor, encoder_spec, precision, worker_device, accept_drift),
     )
-    return Embedded(results=results, golden=golden)
+    return Embedded(results=results, golden=_everywhere(golden, results))
+
+
+def _everywhere(golden: "GoldenReport", results: "Sequence[EmbedResult]") -> "GoldenReport":
+    """Return the self-test of this process or of a worker, whichever moved most."""
+    from svp.embed import worst_report
+
+    return worst_report([golden, *(test.golden for one in results for test in one.workers)])
 
 
 def _embedder(
@@ -283,6 +311,7 @@ def _embedder(
     spec: str,
     precision: Literal["fp32", "bf16", "fp16"],
     device: str,
+    accept_drift: bool,
 ) -> "Callable[..., EmbedResult]":
     """Return what embeds one view: this process, or the workers of an executor."""
     from svp.embed import embed
@@ -292,7 +321,9 @@ def _embedder(
     if executor is None:
         return embed
     opener = functools.partial(open_encoder, spec, precision=precision)
-    return functools.partial(embed_in_parts, executor, opener, device=device)
+    return functools.partial(
+        embed_in_parts, executor, opener, device=device, accept_drift=accept_drift
+    )
 
 
 def _absolute_source(source: str | Path | Sequence[str | Path]) -> list[str]:

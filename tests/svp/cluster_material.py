@@ -11,6 +11,7 @@ import distributed
 import torch
 
 from svp.cluster.executor import Advance
+from svp.encoders.encoder import Encoder, open_encoder
 from svp.errors import InputError, TemporaryError
 
 
@@ -70,6 +71,29 @@ class CountingView:
         time.sleep(self.pause_s)
         note(self.log, " ".join(digest.tobytes().hex() for digest in digests_B32))  # type: ignore[attr-defined]
         return x_B3SS
+
+
+@dataclasses.dataclass(frozen=True)
+class OpenMoved:
+    """Opens an encoder whose network computes something else under the same identity.
+
+    With a log only the first process that opens it does; the others open it as it is.
+    """
+
+    spec: str
+    factor: float
+    log: Path | None = None
+
+    def __call__(self, *, device: str) -> Encoder:
+        encoder = open_encoder(self.spec, device=device)
+        if self.log is not None:
+            try:
+                self.log.touch(exist_ok=False)
+            except FileExistsError:
+                return encoder
+        with torch.no_grad():
+            next(encoder.module.parameters()).mul_(self.factor)
+        return encoder
 
 
 def numbers(read: list[int], most: int) -> Iterator[int]:

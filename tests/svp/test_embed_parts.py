@@ -3,6 +3,7 @@
 import collections
 import dataclasses
 import functools
+import io
 import os
 import signal
 import threading
@@ -13,17 +14,18 @@ import cluster_material
 import distributed
 import numpy as np
 import pytest
-from cluster_material import CountingView, noted
+from cluster_material import CountingView, OpenMoved, noted
 from encoder_fixtures import photograph, small_folder
 
 from feature_store import FeatureStore, Pool, open_store
 from svp.cluster import InProcess
 from svp.cluster.dask import DaskExecutor
 from svp.data.opening import open_source
-from svp.embed import EmbedConfig, embed
+from svp.embed import DriftError, EmbedConfig, check_golden, embed
 from svp.embed.parts import embed_in_parts, part_rows
 from svp.encoders.encoder import Encoder, open_encoder
 from svp.errors import FailureRateError, IdentityError, InputError
+from svp.progress import Lines
 
 CONFIG = EmbedConfig(batch_size=8, workers=1, chunk_rows=16, segment_rows=32, max_failure_rate=1)
 
@@ -157,6 +159,56 @@ def test_a_worker_with_other_weights_is_refused(executor, material, tmp_path):
             executor, store, opener=functools.partial(open_encoder, str(tmp_path / "other"))
         )
     assert store.table(material.encoder.id).segments() == ()
+
+
+def written(folder: Path) -> list[str]:
+    """Return every file below a store's tables that holds rows, published or not."""
+    return [str(path) for path in folder.glob("encoders/*/*/**/*") if path.name.startswith("c.")]
+
+
+def test_workers_whose_vectors_moved_write_nothing(executor, material, tmp_path):
+    store = open_store(tmp_path / "store", create=True)
+    check_golden(store, material.encoder)
+    with pytest.raises(DriftError, match=r"On worker .*:\d+: .*--accept-drift") as caught:
+        material.parts(executor, store, opener=OpenMoved(material.spec, 1.5))
+    assert caught.value.exit_code == 4
+    assert caught.value.report.relative_error > 0.01
+    assert written(tmp_path / "store") == []
+
+
+def test_one_moved_worker_of_two_spoils_no_row(executor, material, tmp_path):
+    store, reference = (open_store(tmp_path / name, create=True) for name in ("one", "two"))
+    check_golden(store, material.encoder)
+    with pytest.raises(DriftError):
+        material.parts(executor, store, opener=OpenMoved(material.spec, 1.5, tmp_path / "moved"))
+    # What the other worker wrote is continued, not computed again: a wrong row would show.
+    material.alone(store)
+    material.alone(reference)
+    assert stored(store, material.encoder) == stored(reference, material.encoder)
+
+
+@pytest.mark.parametrize(("factor", "status"), [(1.002, "drifted"), (1.5, "accepted")])
+def test_what_moved_on_workers_is_told(executor, material, tmp_path, factor, status):
+    store, log = open_store(tmp_path / "store", create=True), io.StringIO()
+    check_golden(store, material.encoder)
+    result = material.parts(
+        executor, store, opener=OpenMoved(material.spec, factor),
+        accept_drift=status == "accepted", progress=Lines(log),
+    )  # fmt: skip
+    assert result.embedded == 150
+    assert {test.golden.status for test in result.workers} == {status}
+    assert all(test.golden.relative_error > 1e-4 for test in result.workers)
+    for test in result.workers:
+        assert not test.worker.endswith(f":{os.getpid()}")
+        assert f"Worker {test.worker}: Warning: the golden images" in log.getvalue()
+
+
+def test_workers_that_did_not_move_say_so(executor, material, tmp_path):
+    store, log = open_store(tmp_path / "store", create=True), io.StringIO()
+    check_golden(store, material.encoder)
+    result = material.parts(executor, store, progress=Lines(log))
+    assert {test.golden.status for test in result.workers} == {"same"}
+    assert "Warning" not in log.getvalue()
 
 
 def test_shards_and_clusters_exclude_each_other(material, tmp_path):
