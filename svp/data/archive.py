@@ -5,6 +5,7 @@ import errno
 from pathlib import Path
 from typing import Generic, TypeVar
 
+from svp.data.bucket import PARALLEL
 from svp.data.failure import ScanFailure
 from svp.data.item_name import (
     IMAGE_SUFFIXES,
@@ -17,6 +18,7 @@ from svp.data.item_name import (
 )
 from svp.data.listing import Entry, Listing, entry_key, too_large, with_folder_labels
 from svp.data.random_file import RandomFile
+from svp.data.remote_file import RemoteFile
 from svp.data.scanner import SingleSource
 from svp.errors import InputError
 from svp.progress import Progress
@@ -28,32 +30,34 @@ class ArchiveSource(SingleSource, Generic[Member]):
     """Images of one archive file, by name; subclasses know where a member's bytes are.
 
     Args:
-        path: The archive.
+        origin: The archive: a path, or an object in a bucket.
 
     Raises:
         InputError: If it cannot be read.
     """
 
-    _changed_ns: int
-
-    def __init__(self, path: Path) -> None:
-        try:
-            self._file = RandomFile(path.resolve())
-        except OSError as error:
-            raise unreadable(path, error) from error
+    def __init__(self, origin: Path | RemoteFile) -> None:
+        self._file: RandomFile | RemoteFile
+        if isinstance(origin, Path):
+            try:
+                self._file = RandomFile(origin.resolve())
+            except OSError as error:
+                raise unreadable(origin, error) from error
+        else:
+            self._file, self.read_threads = origin, PARALLEL
         self._members: dict[str, Member] = {}
         self._failures: list[ScanFailure] = []
 
     @property
     def uri(self) -> str:
-        """The absolute path of the archive."""
+        """The absolute path of the archive, or its URL."""
         return str(self._file.path)
 
     def list_items(self, progress: Progress) -> Listing:
         """List the members, in the order of the archive."""
         del progress
         entries = [
-            Entry(name, name, entry_key(name, *self._stamp_of(member)), self._changed_ns)
+            Entry(name, name, entry_key(name, *self._stamp_of(member)), self._file.changed_ns)
             for name, member in self._members.items()
         ]
         return Listing(with_folder_labels(entries), list(self._failures))
@@ -105,7 +109,7 @@ class ArchiveSource(SingleSource, Generic[Member]):
             )
 
 
-def unreadable(path: Path, error: OSError) -> InputError:
+def unreadable(path: Path | str, error: OSError) -> InputError:
     """Return the error of an archive that cannot be opened."""
     return InputError(
         f"An archive must be readable. Got {error.strerror or error} for {path}. Check the path."

@@ -88,19 +88,23 @@ class Buckets:
                 not answer (EIO).
             DecodeError: If it is larger than `limit`.
         """
+        # One byte more than allowed: an object of any size costs no more than that.
+        data = self.read_range(url, 0, limit + 1)
+        if len(data) > limit:
+            raise DecodeError("too_large", f"more than the limit of {limit:,} bytes")
+        return data
+
+    def read_range(self, url: str, start: int, length: int) -> bytes:
+        """Return a part of an object, shorter only at its end; OSError as in `read`."""
         bucket, key = split_url(url)
         try:
-            # One byte more than allowed: an object of any size costs no more than that.
-            data = self._bucket(bucket).get_range(key, 0, limit + 1)
+            return bytes(self._bucket(bucket).get_range(key, start, length))
         except FileNotFoundError as error:
             raise FileNotFoundError(errno.ENOENT, "no such object", url) from error
         except StorageUnavailableError as error:
             raise OSError(errno.EIO, str(error), url) from error
         except FeatureStoreError as error:
             raise PermissionError(errno.EACCES, str(error), url) from error
-        if len(data) > limit:
-            raise DecodeError("too_large", f"more than the limit of {limit:,} bytes")
-        return bytes(data)
 
     def below(self, prefix: str) -> Iterator[RemoteObject]:
         """Yield the objects below "s3://bucket/prefix", at any depth.

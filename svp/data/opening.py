@@ -1,28 +1,29 @@
 """From what the user writes to a source."""
 
-import io
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Final
 
-from svp.data.bucket import Buckets, is_url
-from svp.data.failure import DecodeError
+from svp.data.bucket import is_url
 from svp.data.folder import FolderSource, walk_images
 from svp.data.item_name import ARCHIVE_SUFFIXES, is_hidden, is_image
 from svp.data.joined import JoinedSource
 from svp.data.manifest import ManifestSource
 from svp.data.manifest_table import MANIFEST_SUFFIXES, is_parquet, read_manifest
 from svp.data.pattern import is_pattern, matching_files, pattern_root
-from svp.data.remote import BucketFolderSource, RemoteManifestSource
+from svp.data.remote import RemoteManifestSource
+from svp.data.remote_opening import open_url, root_url
 from svp.data.scanner import SingleSource
 from svp.data.source import Source
-from svp.data.table_source import is_saved_dataset, parquet_files, saved_dataset
+from svp.data.table_source import (
+    holds_images,
+    is_saved_dataset,
+    parquet_files,
+    saved_dataset,
+)
 from svp.data.tar_archive import TarSource
 from svp.data.webdataset import SHARD_SUFFIXES, WebDatasetSource, is_webdataset
 from svp.data.zip_archive import ZipSource
 from svp.errors import InputError
-
-_MOST_MANIFEST_BYTES: Final = 4 * 2**30
 
 
 def open_source(
@@ -33,8 +34,8 @@ def open_source(
     Args:
         specs: An image folder; a .csv or .parquet manifest; a .zip, .tar, .tar.gz or .tgz archive;
             WebDataset shards or Parquet files with images, as one file, a folder or a pattern; a
-            folder that `datasets` saved; a manifest or prefix in a bucket. Or a sequence of these,
-            whose ids must be disjoint.
+            folder that `datasets` saved; any of these but the last in a bucket. Or a sequence of
+            these, whose ids must be disjoint.
         root: What the paths of manifests are relative to; default each manifest's folder.
 
     Raises:
@@ -64,7 +65,7 @@ def source_exists(spec: str) -> bool:
 
 def _open_one(spec: str | Path, root: str | Path | None) -> SingleSource:
     if is_url(str(spec)):
-        return _open_url(str(spec), root)
+        return open_url(str(spec), root)
     if is_pattern(spec):
         return _open_many(matching_files(spec), pattern_root(spec), str(Path(spec).expanduser()))
     path = Path(spec).expanduser()
@@ -86,34 +87,6 @@ def _open_one(spec: str | Path, root: str | Path | None) -> SingleSource:
         f"A source must be a folder or end in {suffixes}. Got {path}. "
         + ("Give the folder that holds it." if is_image(name) else "Convert it to one of these.")
     )
-
-
-def _open_url(url: str, root: str | Path | None) -> SingleSource:
-    if not url.lower().endswith(MANIFEST_SUFFIXES):
-        if url.lower().endswith(ARCHIVE_SUFFIXES):
-            raise InputError(
-                "An archive must be a local file, because it is read at any place of it. "
-                f"Got {url}. Copy it here, or mount the bucket."
-            )
-        return BucketFolderSource(url)
-    try:
-        data = Buckets().read(url, _MOST_MANIFEST_BYTES)
-    except (OSError, DecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else str(error)
-        raise InputError(
-            f"A manifest must be readable. Got {reason} for {url}. Check the URL."
-        ) from error
-    columns = read_manifest(io.BytesIO(data), url)
-    return RemoteManifestSource(url, columns, _root_url(root, url))
-
-
-def _root_url(root: str | Path | None, place: str) -> str | None:
-    if root is not None and not is_url(str(root)):
-        raise InputError(
-            f"The root of a manifest of objects must be a URL. Got {root} for {place}. "
-            "Write s3://bucket/prefix."
-        )
-    return None if root is None else str(root)
 
 
 def _open_folder(path: Path) -> SingleSource:
@@ -150,24 +123,10 @@ def _open_many(files: Sequence[Path], root: Path, uri: str) -> SingleSource:
 def _open_table(path: Path, root: str | Path | None) -> SingleSource:
     if not path.is_file():
         raise InputError(f"A manifest must exist. Got {path}. Check the path.")
-    if is_parquet(path.name) and _holds_images(path):
+    if is_parquet(path.name) and holds_images(path):
         return parquet_files([path], path.parent, str(path.resolve()))
     with path.open("rb") as data:
         columns = read_manifest(data, str(path))
     if (root is not None and is_url(str(root))) or any(map(is_url, columns["path"])):
-        return RemoteManifestSource(str(path.resolve()), columns, _root_url(root, str(path)))
+        return RemoteManifestSource(str(path.resolve()), columns, root_url(root, str(path)))
     return ManifestSource(path, columns, None if root is None else Path(root).expanduser())
-
-
-def _holds_images(path: Path) -> bool:
-    """Return whether a Parquet file is a table of images rather than a manifest."""
-    import pyarrow
-    import pyarrow.parquet
-
-    from svp.data.image_columns import has_images
-
-    try:
-        schema = pyarrow.parquet.read_schema(path)
-    except (pyarrow.ArrowException, OSError):
-        return False  # reading it will say what is wrong
-    return not {"id", "path"} <= set(schema.names) and has_images(schema)

@@ -15,7 +15,7 @@ from svp.errors import InputError
 
 _BRACES: Final = re.compile(r"\{([^{}]*)\}")
 _RANGE: Final = re.compile(r"(\d+)\.\.(\d+)")
-_MOST: Final = 100_000
+MOST_FILES: Final = 100_000
 
 
 def is_pattern(spec: str | Path) -> bool:
@@ -40,7 +40,7 @@ def matching_files(spec: str | Path) -> list[Path]:
         InputError: If one that braces name is missing, or nothing matches.
     """
     found: list[Path] = []
-    for name in _expanded(str(Path(spec).expanduser())):
+    for name in expanded(str(Path(spec).expanduser())):
         if glob.has_magic(name):
             matched = sorted(glob.glob(name, recursive=True))  # noqa: PTH207 - ** and absolute
             found += [path for path in map(Path, matched) if path.is_file()]
@@ -51,22 +51,24 @@ def matching_files(spec: str | Path) -> list[Path]:
                 f"Every file that a pattern names must exist. Got {spec} and no {name}. "
                 "Correct the range, or fetch the file."
             )
-        if len(found) > _MOST:
+        if len(found) > MOST_FILES:
             raise InputError(
-                f"A pattern must name at most {_MOST:,} files. Got more with {spec}. Narrow it."
+                f"A pattern must name at most {MOST_FILES:,} files. Got more with {spec}. "
+                "Narrow it."
             )
     if not found:
         raise InputError(f"A pattern must match files. Got none for {spec}. Check the path.")
     return list(dict.fromkeys(found))
 
 
-def _expanded(text: str) -> Iterator[str]:
+def expanded(text: str) -> Iterator[str]:
+    """Yield the names that the braces of `text` make, in order; globs stay in them."""
     match = _BRACES.search(text)
     if match is None:
         yield text
         return
     for choice in _choices(match[1]):
-        yield from _expanded(text[: match.start()] + choice + text[match.end() :])
+        yield from expanded(text[: match.start()] + choice + text[match.end() :])
 
 
 def _choices(inside: str) -> Iterator[str]:

@@ -9,6 +9,12 @@ from pathlib import Path
 class RandomFile:
     """Reads of one open file that share no position. Pickles as its path.
 
+    Attributes:
+        path: The file.
+        size: Bytes.
+        changed_ns: When it changed last, in nanoseconds since the epoch.
+        stamp: Numbers that change when the file does.
+
     Args:
         path: The file.
     """
@@ -19,7 +25,10 @@ class RandomFile:
         weakref.finalize(self, self._handle.close)
         # Systems without pread move the one position under a lock.
         self._lock = None if hasattr(os, "pread") else threading.Lock()
-        self.size = os.fstat(self._handle.fileno()).st_size
+        status = os.fstat(self._handle.fileno())
+        self.size = status.st_size
+        self.stamp = (status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+        self.changed_ns = max(status.st_mtime_ns, status.st_ctime_ns)
 
     def __reduce__(self) -> tuple[type["RandomFile"], tuple[Path]]:
         return type(self), (self.path,)

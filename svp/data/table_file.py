@@ -16,6 +16,7 @@ from typing import Any, Final, Protocol
 from svp.data.failure import MAX_BYTES, DecodeError
 from svp.data.image_columns import Features, ImageColumns, image_columns
 from svp.data.recent import Recent
+from svp.data.remote_file import RemoteFile, Walk
 from svp.errors import InputError
 
 _KEPT_BYTES: Final = 256 * 2**20
@@ -93,7 +94,7 @@ class ArrowFile:
 
 
 class ParquetFile:
-    """A Parquet file.
+    """A Parquet file, on a disk or in a bucket, of which only the bytes asked for are read.
 
     Args:
         path: The file.
@@ -103,30 +104,35 @@ class ParquetFile:
         InputError: If it is damaged, has no image column, or row groups too large to hold.
     """
 
-    def __init__(self, path: Path, features: Features | None = None) -> None:
+    def __init__(self, path: Path | RemoteFile, features: Features | None = None) -> None:
         import pyarrow
         import pyarrow.parquet
 
-        self._path = path
+        self._file = path
+        name = path.path if isinstance(path, RemoteFile) else str(path)
         try:
-            with pyarrow.parquet.ParquetFile(path) as opened:
+            with pyarrow.parquet.ParquetFile(self._opened()) as opened:
                 schema, self._metadata = opened.schema_arrow, opened.metadata
         except (pyarrow.ArrowException, OSError) as error:
-            raise unreadable_table(path, error) from error
-        self.columns = image_columns(schema, features, str(path))
+            raise unreadable_table(name, error) from error
+        self.columns = image_columns(schema, features, name)
         self._starts = [0]
         for group in range(self._metadata.num_row_groups):
             described = self._metadata.row_group(group)
             if described.total_byte_size > _MOST_GROUP_BYTES:
                 raise InputError(
                     f"A row group of images must have at most {_MOST_GROUP_BYTES:,} bytes. Got "
-                    f"{described.total_byte_size:,} in {path}. Write it with a smaller "
+                    f"{described.total_byte_size:,} in {name}. Write it with a smaller "
                     "row_group_size."
                 )
             self._starts.append(self._starts[-1] + described.num_rows)
         self._groups: Recent[int, Any] = Recent(
             self._read_group, _KEPT_BYTES, lambda column: int(column.nbytes)
         )
+
+    def _opened(self) -> "Path | Walk":
+        # Each reader of a remote file has a position of its own.
+        return self._file.walk() if isinstance(self._file, RemoteFile) else self._file
 
     def rows(self) -> Iterator[Row]:
         """Yield every row without its image; the images' bytes are not read."""
@@ -137,7 +143,7 @@ class ParquetFile:
         if not named:
             yield from [Row(None, None, None)] * self._starts[-1]
             return
-        with pyarrow.parquet.ParquetFile(self._path, metadata=self._metadata) as opened:
+        with pyarrow.parquet.ParquetFile(self._opened(), metadata=self._metadata) as opened:
             for batch in opened.iter_batches(_BATCH_ROWS, columns=named):
                 yield from _rows(batch, self.columns)
 
@@ -155,7 +161,7 @@ class ParquetFile:
         name = self.columns.image
         try:
             with pyarrow.parquet.ParquetFile(
-                self._path, metadata=self._metadata, page_checksum_verification=True
+                self._opened(), metadata=self._metadata, page_checksum_verification=True
             ) as opened:
                 return opened.read_row_group(group, columns=[name]).column(name)
         except (pyarrow.ArrowException, OSError) as error:
@@ -164,7 +170,7 @@ class ParquetFile:
             raise DecodeError("corrupt", f"row group {group} cannot be read: {error}") from error
 
 
-def unreadable_table(path: Path, error: BaseException) -> InputError:
+def unreadable_table(path: Path | str, error: BaseException) -> InputError:
     """Return the error of a file that is no table."""
     return InputError(
         f"A table of images must be readable Arrow or Parquet. Got {error} for {path}. "

@@ -13,10 +13,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from svp.data.image_columns import Features, checked_features
+from svp.data.image_columns import Features, checked_features, has_images
 from svp.data.item_name import canonical_split, unsafe_reason
 from svp.data.listing import Entry, Listing, entry_key
+from svp.data.random_file import RandomFile
 from svp.data.recent import Recent
+from svp.data.remote_file import RemoteFile
 from svp.data.scanner import SingleSource
 from svp.data.table_file import ArrowFile, ParquetFile, TableFile
 from svp.errors import InputError
@@ -25,6 +27,7 @@ from svp.progress import Progress
 DATASETS_FILES: Final = ("dataset_dict.json", "state.json")
 _DIGITS: Final = 9
 _OPEN_FILES: Final = 64
+_REMOTE_READS: Final = 4  # neighbours share a row group, and few of those are kept
 _SPLIT: Final = re.compile(r"(train|val|valid|validation|test)(?:[-_.].*)?", re.IGNORECASE)
 
 
@@ -33,13 +36,13 @@ class TablePart:
     """One file of a source.
 
     Attributes:
-        path: The file.
+        path: The file, or an object in a bucket.
         name: As uris name it.
         split: What its place says, or None.
         features: What `datasets` says of its columns, or None.
     """
 
-    path: Path
+    path: Path | RemoteFile
     name: str
     split: str | None
     features: Features | None = None
@@ -60,6 +63,8 @@ class TableSource(SingleSource):
         self._parts, self._uri = tuple(parts), uri
         self._by_name = {part.name: part for part in parts}
         # An open Parquet file holds row groups; neighbours in the pool are neighbours in a file.
+        if any(isinstance(part.path, RemoteFile) for part in parts):
+            self.read_threads = _REMOTE_READS
         self._parquet: Recent[str, TableFile] = Recent(self._open, 2)
         self._arrow: Recent[str, TableFile] = Recent(self._open, _OPEN_FILES)
         self._file(self._parts[0])
@@ -81,9 +86,8 @@ class TableSource(SingleSource):
             for part in self._parts:
                 file = self._file(part)
                 others.update(file.columns.other_labels)
-                status = part.path.stat()
-                stamp = (status.st_size, status.st_mtime_ns, status.st_ctime_ns)
-                changed_ns = max(stamp[1:])
+                held = part.path if isinstance(part.path, RemoteFile) else RandomFile(part.path)
+                stamp, changed_ns = held.stamp, held.changed_ns
                 first = counts.get(part.split, 0)
                 row = -1
                 for row, said in enumerate(file.rows()):
@@ -131,8 +135,9 @@ class TableSource(SingleSource):
 
     def _open(self, name: str) -> TableFile:
         part = self._by_name[name]
-        kind = ParquetFile if _is_parquet(part.path) else ArrowFile
-        return kind(part.path, part.features)
+        if not isinstance(part.path, RemoteFile) and not _is_parquet(part.path):
+            return ArrowFile(part.path, part.features)
+        return ParquetFile(part.path, part.features)
 
 
 def is_saved_dataset(path: Path) -> bool:
@@ -159,11 +164,11 @@ def saved_dataset(path: Path) -> TableSource:
     return TableSource(parts, str(root))
 
 
-def parquet_files(files: Sequence[Path], root: Path, uri: str) -> TableSource:
+def parquet_files(files: Sequence[Path | RemoteFile], root: Path | str, uri: str) -> TableSource:
     """Open Parquet files with an image column; splits are told by folder or file name.
 
     Args:
-        files: The files.
+        files: The files, or objects in a bucket.
         root: What their names are relative to.
         uri: Where they are, for people and records.
 
@@ -171,11 +176,28 @@ def parquet_files(files: Sequence[Path], root: Path, uri: str) -> TableSource:
         InputError: If a file is damaged or has no image column.
     """
     parts = []
-    for path in sorted(files):
-        name = path.resolve().relative_to(root.resolve()).as_posix()
+    for path in sorted(files, key=lambda path: str(getattr(path, "path", path))):
+        if isinstance(path, RemoteFile):
+            name = path.path.removeprefix(f"{root}/")
+        else:
+            path = path.resolve()
+            name = path.relative_to(Path(root).resolve()).as_posix()
         match = next(filter(None, map(_SPLIT.fullmatch, name.split("/"))), None)
-        parts.append(TablePart(path=path.resolve(), name=name, split=match and match[1].lower()))
+        parts.append(TablePart(path=path, name=name, split=match and match[1].lower()))
     return TableSource(parts, uri)
+
+
+def holds_images(file: Path | RemoteFile) -> bool:
+    """Return whether a Parquet file is a table of images rather than a manifest."""
+    import pyarrow
+    import pyarrow.parquet
+
+    opened = file.walk() if isinstance(file, RemoteFile) else file
+    try:
+        schema = pyarrow.parquet.read_schema(opened)
+    except (pyarrow.ArrowException, OSError):
+        return False  # reading it will say what is wrong
+    return not {"id", "path"} <= set(schema.names) and has_images(schema)
 
 
 def _saved_parts(root: Path, folder: Path, split: str | None) -> list[TablePart]:
@@ -232,8 +254,8 @@ def _is_name(text: Any) -> bool:
     )
 
 
-def _is_parquet(path: Path) -> bool:
-    return path.suffix.lower() == ".parquet"
+def _is_parquet(path: Path | RemoteFile) -> bool:
+    return isinstance(path, RemoteFile) or path.suffix.lower() == ".parquet"
 
 
 def _id(split: str | None, row: int, path: str | None) -> str:

@@ -3,9 +3,12 @@
 import dataclasses
 import tarfile
 from pathlib import Path
+from typing import IO
 
 from svp.data.archive import ArchiveSource
 from svp.data.failure import DecodeError
+from svp.data.random_file import RandomFile
+from svp.data.remote_file import RemoteFile
 from svp.data.tar_index import index_tar
 
 
@@ -22,22 +25,20 @@ class TarSource(ArchiveSource[_Member]):
     each; unpack it, or repack it without compression, when that matters.
 
     Args:
-        path: The archive; gzip is recognised by content.
+        origin: The archive, on a disk or, not compressed, in a bucket.
 
     Raises:
         InputError: If it is missing, damaged, empty of images, or names a member twice.
     """
 
-    def __init__(self, path: Path) -> None:
-        super().__init__(path)
-        status = self._file.path.stat()
-        self._stamp = (status.st_size, status.st_mtime_ns, status.st_ctime_ns)
-        self._changed_ns = max(status.st_mtime_ns, status.st_ctime_ns)
+    def __init__(self, origin: Path | RemoteFile) -> None:
+        super().__init__(origin)
+        self._origin = self._file.path if isinstance(self._file, RandomFile) else self._file
         self._bytes = index_tar(self._file, self._take)
         self._refuse_empty()
 
-    def __reduce__(self) -> tuple[type["TarSource"], tuple[Path]]:
-        return type(self), (self._file.path,)
+    def __reduce__(self) -> tuple[type["TarSource"], tuple[Path | RemoteFile]]:
+        return type(self), (self._origin,)
 
     def read(self, uri: str) -> bytes:
         """Return the bytes of the member `uri`."""
@@ -48,9 +49,10 @@ class TarSource(ArchiveSource[_Member]):
         return data
 
     def _stamp_of(self, member: _Member) -> tuple[int, ...]:
-        return (*self._stamp, member.offset, member.size)
+        return (*self._file.stamp, member.offset, member.size)
 
-    def _take(self, info: tarfile.TarInfo) -> None:
+    def _take(self, info: tarfile.TarInfo, walked: IO[bytes] | None) -> None:
+        del walked
         if not info.isdir():
             self._add(info.name, info.size, refusal(info), _Member(info.offset_data, info.size))
 

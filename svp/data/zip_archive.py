@@ -11,10 +11,12 @@ import struct
 import zipfile
 import zlib
 from pathlib import Path
-from typing import Final
+from typing import IO, Final, cast
 
 from svp.data.archive import ArchiveSource, unreadable
 from svp.data.failure import DecodeError
+from svp.data.random_file import RandomFile
+from svp.data.remote_file import RemoteFile
 from svp.errors import InputError
 
 _LOCAL_HEADER: Final = struct.Struct("<4s5H3L2H")
@@ -36,26 +38,28 @@ class ZipSource(ArchiveSource[_Member]):
     """The images of a zip archive.
 
     Args:
-        path: The archive.
+        origin: The archive, on a disk or in a bucket.
 
     Raises:
         InputError: If it is missing, damaged, empty of images, or names a member twice.
     """
 
-    def __init__(self, path: Path) -> None:
-        super().__init__(path)
+    def __init__(self, origin: Path | RemoteFile) -> None:
+        super().__init__(origin)
+        file = self._file
+        opened = file.path if isinstance(file, RandomFile) else cast("IO[bytes]", file.walk())
         try:
-            with zipfile.ZipFile(path) as archive:
+            with zipfile.ZipFile(opened) as archive:
                 infos = archive.infolist()
-            status = path.stat()
+        except InputError:
+            raise
         except (zipfile.BadZipFile, zlib.error, struct.error, ValueError, NotImplementedError) as e:
             raise InputError(
-                f"A zip archive must be complete. Got {e} for {path}. Download or pack it again."
+                f"A zip archive must be complete. Got {e} for {file.path}. "
+                "Download or pack it again."
             ) from e
         except OSError as error:
-            raise unreadable(path, error) from error
-        self._stamp = (status.st_size, status.st_mtime_ns)
-        self._changed_ns = status.st_mtime_ns
+            raise unreadable(file.path, error) from error
         for info in infos:
             if not info.is_dir():
                 # Some packers on Windows write backslashes, which the format forbids.
@@ -84,7 +88,7 @@ class ZipSource(ArchiveSource[_Member]):
         return packed
 
     def _stamp_of(self, member: _Member) -> tuple[int, ...]:
-        return (*self._stamp, member.size, member.crc)
+        return (*self._file.stamp[:2], member.size, member.crc)
 
 
 def _member(info: zipfile.ZipInfo) -> _Member:
