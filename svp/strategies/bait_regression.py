@@ -2,28 +2,42 @@
 
 The Fisher information loses its factor P_i, so the matrices are h x h whatever the number of
 classes, and with W = M^-1 and H = W F W all the greedy choice needs of an item are two numbers,
-a = x'Wx and c = x'Hx: adding it lowers tr(W F) by c / (1 + a). After a pick, both follow for all
-items from one product of the pool with two vectors, y = W x and v = H x.
+a = x'Wx and c = x'Hx; see `svp.strategies.greedy_design`.
 
 Source: Ash et al. 2021, algorithm 1, with the regression information that LabelBench (Zhang et
 al. 2024) keeps behind a switch.
-Shapes: n = candidates, T = rows of one block, h = width.
+Shapes: n = candidates, T = rows of one block, h = width, k = items added.
 """
 
 import dataclasses
-from typing import ClassVar, Final
+from collections.abc import Iterator
+from typing import ClassVar
 
 import numpy as np
 import torch
 
 from svp.errors import InputError
-from svp.strategies.base import Budget, Int64Array, Need, Oracle, PoolView, Selection
+from svp.strategies.base import (
+    BLOCK_ROWS,
+    Budget,
+    Int64Array,
+    Need,
+    Oracle,
+    PoolView,
+    Selection,
+)
 from svp.strategies.cost import Cost, PoolShape
+from svp.strategies.greedy_design import (
+    AHEAD,
+    WATCHED,
+    GreedyDesign,
+    Held,
+    inverse_and_product,
+    recomputations,
+)
 from svp.strategies.parameters import check_range
-from svp.strategies.points import Factors, Points, pool_points
+from svp.strategies.points import Points, pool_points
 from svp.strategies.principal import Principal
-
-_RECOMPUTE: Final = 512
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -61,16 +75,20 @@ class BaitRegression:
     def cost(self, shape: PoolShape) -> Cost:
         """Return memory and arithmetic; see `Strategy.cost`."""
         rows = shape.candidates + shape.labelled
-        picks = 2 * shape.budget
+        picks = min(2 * shape.budget, shape.candidates)
+        width = min(self.dims, shape.hidden) if self.dims else shape.hidden
+        times = recomputations(picks, width)
         return Cost(
             bytes=shape.tile_bytes
-            + 64 * shape.candidates
+            + 80 * shape.candidates
             + 24 * shape.tile_rows * shape.hidden
-            + 72 * shape.hidden**2
-            + 16 * picks * (shape.hidden + 2),
+            + 96 * shape.hidden**2
+            + 16 * (picks + WATCHED) * (shape.hidden + 2)
+            + 128 * AHEAD * BLOCK_ROWS,
             flops=4.0 * picks * shape.candidates * shape.hidden
-            + 2.0 * (3 + picks / _RECOMPUTE) * rows * shape.hidden**2,
-            passes=picks + 5.0,
+            + 2.0 * (1 + 2 * times) * rows * shape.hidden**2,
+            # Where every guess is right; a wrong one costs two more.
+            passes=4.0 + times + 2.0 * picks / AHEAD,
         )
 
     def select(
@@ -91,18 +109,18 @@ class BaitRegression:
                 "it the expected error would rise by {utility})."
             ),
             exactness=self.exactness,
-            counters={"recomputed": found.recomputed},
+            counters=found.counters,
         )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Found:
-    """A batch: places, how much the trace grows without each, the trace, and recomputations."""
+    """A batch: places, how much the trace grows without each, the trace, and counts."""
 
     places_b: Int64Array
     worth_b: np.ndarray[tuple[int], np.dtype[np.float64]]
     trace: float
-    recomputed: int
+    counters: dict[str, int]
 
 
 class Regression:
@@ -118,23 +136,23 @@ class Regression:
     def __init__(
         self, points: Points, labelled: Points, principal: Principal, ridge: float
     ) -> None:
-        self._points, self._principal = points, principal
-        _, first = next(points.blocks())
-        h, device = principal.width, first.x_Mh.device
-        eye = torch.eye(h, dtype=torch.float64, device=device)
-        known = self._moment(labelled) if len(labelled) else torch.zeros_like(eye)
-        self._target_hh = (known + self._moment(points)) / (len(points) + len(labelled))
-        self._base_hh = known + ridge * eye
-        self._open_n = torch.ones(len(points), dtype=torch.bool, device=device)
-        self._a_n = torch.zeros(len(points), dtype=torch.float64, device=device)
-        self._c_n = torch.zeros(len(points), dtype=torch.float64, device=device)
+        self._items = _Candidates(points, principal)
+        moment_hh = self._moment(points)
+        known_hh = self._moment(labelled) if len(labelled) else torch.zeros_like(moment_hh)
+        eye_hh = torch.eye(len(moment_hh), dtype=torch.float64, device=moment_hh.device)
+        self._target_hh = (known_hh + moment_hh) / (len(points) + len(labelled))
+        self._base_hh = known_hh + ridge * eye_hh
 
     def run(self, b: int) -> Found:
         """Return the batch of `b`, the most useful first."""
-        places, x_kh = self._forward(min(2 * b, len(self._points)))
-        kept = self._backward(x_kh, b)
+        forward = GreedyDesign(self._items, self._base_hh, self._target_hh, adds=True)
+        places, x_kh = forward.run(min(2 * b, len(self._items)))
+        with_all_hh = self._base_hh + x_kh.T @ x_kh
+        backward = GreedyDesign(Held(x_kh), with_all_hh, self._target_hh, adds=False)
+        removed, _ = backward.run(len(places) - b)
+        kept = np.setdiff1d(np.arange(len(places)), np.asarray(removed, dtype=np.int64))
         places_b, x_bh = np.asarray(places, dtype=np.int64)[kept], x_kh[kept]
-        inverse, product = self._inverse(x_bh)
+        inverse, product = inverse_and_product(self._base_hh + x_bh.T @ x_bh, self._target_hh)
         a_b = ((x_bh @ inverse) * x_bh).sum(dim=1)
         c_b = ((x_bh @ product) * x_bh).sum(dim=1)
         worth_b = (c_b / (1.0 - a_b).clamp_min(1e-30)).clamp(0.0, 3e38).cpu().numpy()
@@ -143,98 +161,27 @@ class Regression:
             places_b=places_b[order],
             worth_b=worth_b[order],
             trace=float((inverse * self._target_hh).sum()),
-            recomputed=self._recomputed,
+            counters={"recomputed": forward.recomputed, "readings": forward.readings},
         )
 
     def _moment(self, points: Points) -> torch.Tensor:
         total = None
         for _, block in points.blocks():
-            x_Th = self._principal(block.x_Mh)
+            x_Th = self._items.represent(block.x_Mh)
             total = x_Th.T @ x_Th if total is None else total + x_Th.T @ x_Th
         assert total is not None, "there are points"
         return total
 
-    def _inverse(self, x_kh: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        inverse = torch.linalg.inv(self._base_hh + x_kh.T @ x_kh)
-        inverse = (inverse + inverse.T) / 2.0
-        return inverse, inverse @ self._target_hh @ inverse
 
-    def _forward(self, count: int) -> tuple[list[int], torch.Tensor]:
-        self._recomputed = 0
-        places: list[int] = []
-        x_kh = torch.zeros(count, self._principal.width, dtype=torch.float64)
-        x_kh = x_kh.to(self._a_n.device)
-        inverse, product = self._inverse(x_kh[:0])
-        self._refresh(inverse, product)
-        for turn in range(count):
-            gain_n = torch.where(self._open_n, self._c_n / (1.0 + self._a_n), -torch.inf)
-            place = int(gain_n.argmax())
-            x_h = self._row(place)
-            x_kh[turn] = x_h
-            places.append(place)
-            self._open_n[place] = False
-            y_h, v_h = inverse @ x_h, product @ x_h
-            s = float(1.0 / (1.0 + x_h @ y_h))
-            q = float(x_h @ v_h)
-            inverse -= s * torch.outer(y_h, y_h)
-            cross = torch.outer(y_h, v_h)
-            product += s * s * q * torch.outer(y_h, y_h) - s * (cross + cross.T)
-            if turn + 1 == count:
-                break
-            if (turn + 1) % _RECOMPUTE == 0:
-                # Rounding of the rank-one updates would add up.
-                inverse, product = self._inverse(x_kh[: turn + 1])
-                self._refresh(inverse, product)
-            else:
-                self._follow(y_h, v_h, s, q)
-        return places, x_kh
+class _Candidates:
+    """Points of the pool, centred and projected."""
 
-    def _row(self, place: int) -> torch.Tensor:
-        """Return one candidate, from the same block as everywhere."""
+    def __init__(self, points: Points, principal: Principal) -> None:
+        self._points, self.represent, self.back = points, principal, principal.back
+
+    def __len__(self) -> int:
+        return len(self._points)
+
+    def blocks(self) -> Iterator[tuple[slice, torch.Tensor]]:
         for part, block in self._points.blocks():
-            if part.start <= place < part.stop:
-                return self._principal(block.x_Mh)[place - part.start]
-        raise AssertionError("a place is in one of the blocks")
-
-    def _refresh(self, inverse: torch.Tensor, product: torch.Tensor) -> None:
-        self._recomputed += 1
-        for part, block in self._points.blocks():
-            x_Th = self._principal(block.x_Mh)
-            self._a_n[part] = ((x_Th @ inverse) * x_Th).sum(dim=1)
-            self._c_n[part] = ((x_Th @ product) * x_Th).sum(dim=1)
-
-    def _follow(self, y_h: torch.Tensor, v_h: torch.Tensor, s: float, q: float) -> None:
-        """Update both numbers of all candidates after a pick."""
-        sides_h2, shift_2 = self._principal.back(torch.stack([y_h, v_h], dim=1))
-        for part, block in self._points.blocks():
-            along_T2 = _along(block, sides_h2, shift_2)
-            y_T, v_T = along_T2[:, 0], along_T2[:, 1]
-            self._a_n[part] -= s * y_T.square()
-            self._c_n[part] += s * y_T * (s * q * y_T - 2.0 * v_T)
-
-    def _backward(self, x_kh: torch.Tensor, b: int) -> list[int]:
-        """Return which of the rows to keep, after removing the least useful one by one."""
-        inverse, product = self._inverse(x_kh)
-        a_k = ((x_kh @ inverse) * x_kh).sum(dim=1)
-        c_k = ((x_kh @ product) * x_kh).sum(dim=1)
-        open_k = torch.ones(len(x_kh), dtype=torch.bool, device=x_kh.device)
-        for _ in range(len(x_kh) - b):
-            loss_k = torch.where(open_k, c_k / (1.0 - a_k), torch.inf)
-            worst = int(loss_k.argmin())
-            open_k[worst] = False
-            x_h = x_kh[worst]
-            y_h, v_h = inverse @ x_h, product @ x_h
-            s = float(1.0 / (1.0 - x_h @ y_h))
-            q = float(x_h @ v_h)
-            inverse += s * torch.outer(y_h, y_h)
-            cross = torch.outer(y_h, v_h)
-            product += s * s * q * torch.outer(y_h, y_h) + s * (cross + cross.T)
-            y_k, v_k = x_kh @ y_h, x_kh @ v_h
-            a_k += s * y_k.square()
-            c_k += s * y_k * (s * q * y_k + 2.0 * v_k)
-        return torch.nonzero(open_k).flatten().tolist()
-
-
-def _along(block: Factors, sides_h2: torch.Tensor, shift_2: torch.Tensor) -> torch.Tensor:
-    # Float32 for the product with the pool: the updates are small beside what they change.
-    return (block.x_Mh @ sides_h2.float()).double() - shift_2
+            yield part, block.x_Mh

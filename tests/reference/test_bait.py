@@ -200,6 +200,51 @@ def test_regression_equals_plain_greedy_on_moments(dims: int) -> None:
     assert sorted(got.rows_b.tolist()) == sorted(_plain_regression(x, view, 6))
 
 
+def _one_move_at_a_time(x: Array, b: int) -> set[int]:
+    """Add 2 b rows and remove b, with both quadratic forms computed anew after every move."""
+    batch: list[int] = []
+    target = x.T @ x / len(x)
+    for turn in range(3 * b):
+        sign = 1.0 if turn < 2 * b else -1.0
+        inverse = np.linalg.inv(np.eye(x.shape[1]) + x[batch].T @ x[batch])
+        a = ((x @ inverse) * x).sum(axis=1)
+        c = ((x @ inverse @ target @ inverse) * x).sum(axis=1)
+        worth = sign * c / (1.0 + sign * a)
+        taken = np.isin(np.arange(len(x)), batch)
+        worth[taken if sign > 0 else ~taken] = -np.inf
+        best = int(worth.argmax())
+        batch = [*batch, best] if sign > 0 else [one for one in batch if one != best]
+    return set(batch)
+
+
+@pytest.mark.parametrize("decay", [0.0, 1.0, 3.0])
+@pytest.mark.parametrize("copies", [0, 300])
+def test_regression_chooses_what_one_move_at_a_time_chooses(decay: float, copies: int) -> None:
+    """Many picks: guesses in rows of 32, wrong ones where few directions matter most."""
+    rng = np.random.default_rng(int(decay))
+    x = rng.normal(size=(2500, 12)) * np.arange(1, 13) ** -decay
+    x[:copies] = x[copies : 2 * copies]
+    x_Nd = torch.from_numpy(x.astype("f4"))
+    none = np.zeros(0, dtype=np.int64)
+    view = PoolView(
+        embeddings_Nd=x_Nd,
+        keys_N=keys_of(str(row) for row in range(2500)),
+        unlabelled_U=np.arange(2500),
+        labelled_L=none,
+        y_L=none,
+        n_classes=0,
+    )
+    got = run_strategy(BaitRegression(), view, 70, 0)
+    seen: Array = x_Nd.double().numpy()
+    expected = _one_move_at_a_time(seen - seen.mean(axis=0), 70)
+    if copies:  # of equal rows either may be the one
+        same = np.concatenate([np.arange(copies, 2 * copies), np.arange(copies, 2500)])
+        assert sorted(same[got.rows_b]) == sorted(same[list(expected)])
+    else:
+        assert set(got.rows_b.tolist()) == expected
+    assert got.counters["readings"] < 140
+
+
 def test_regression_needs_no_labels_and_stays_accurate_over_many_picks() -> None:
     view = _view(n=2000, dim=6)
     none = np.zeros(0, dtype=np.int64)
