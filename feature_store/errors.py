@@ -21,7 +21,7 @@ class StoreInputError(FeatureStoreError, ValueError):
     """What was asked for cannot be: correct it.
 
     A malformed URL, id or view, a bucket that is not there or that the credentials do not open, a
-    place that cannot hold a store.
+    place that cannot hold a store, vectors that cannot be stored.
     """
 
 

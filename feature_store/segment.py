@@ -23,7 +23,12 @@ from numpy.typing import NDArray
 from feature_store import layout
 from feature_store.checks import BLOCK_BYTES, finite_and_checksum
 from feature_store.digest import canonical_json, sha256_hex
-from feature_store.errors import CorruptChunkError, FeatureStoreError, StoreConflictError
+from feature_store.errors import (
+    CorruptChunkError,
+    FeatureStoreError,
+    StoreConflictError,
+    StoreInputError,
+)
 from feature_store.layout import CHECKSUM_BYTES, Chunk
 from feature_store.manifest import FailedRow, Failure, SegmentManifest, StoredObject
 from feature_store.plan import SegmentPlan
@@ -206,7 +211,7 @@ class SegmentWriter:
         if not finite:
             broken = int((~np.isfinite(x_Bd).all(axis=1)).sum()) - allowed
             if broken:
-                raise FeatureStoreError(
+                raise StoreInputError(
                     f"Embeddings must be finite in {plan.dtype}. Got NaN or infinity in {broken} "
                     f"rows of chunk {chunk.index} of segment {self.segment_id}. "
                     "Use float32, or report these items as failed."
