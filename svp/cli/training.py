@@ -27,7 +27,8 @@ def pretrain(
     ],
     output: Annotated[Path, typer.Option("--output", "-o", help="The encoder folder to write.")],
     method: Annotated[
-        Literal["byol", "eman"], typer.Option("--method", help="BYOL, or its EMAN form.")
+        Literal["byol", "eman", "simclr"],
+        typer.Option("--method", help="BYOL, its EMAN form, or SimCLR."),
     ] = "eman",
     preset: Annotated[
         Literal["small_32", "imagenet_224"],

@@ -1,13 +1,13 @@
 """Configuration of a pretraining run, and the two presets."""
 
 import dataclasses
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 from svp.augment.byol import ViewsConfig, views_32, views_224
 from svp.encoders.backbones import ARCHITECTURES
 from svp.errors import InputError
 
-Method = Literal["byol", "eman"]
+Method = Literal["byol", "eman", "simclr"]
 Branch = Literal["online", "target"]
 OptimiserName = Literal["lars", "sgd", "adamw"]
 
@@ -20,7 +20,8 @@ class BYOLConfig:
 
     Attributes:
         method: `byol` averages parameters and lets the target's BatchNorm use its own batch;
-            `eman` averages its statistics too and runs the target in eval mode.
+            `eman` averages its statistics too and runs the target in eval mode; `simclr` has
+            neither target nor predictor and tells views of one image from those of the others.
         arch: Name of a backbone, see `svp.encoders.backbones`.
         image_size: Side of the square input in pixels.
         epochs: Passes over the images.
@@ -34,7 +35,8 @@ class BYOLConfig:
             `eman`, EMAN's rule by name, under which the norms of the heads are not excluded.
         warmup_epochs: Linear from 0, per step.
         cosine_per: Whether the rate after the warm-up falls per `step` or per `epoch`.
-        momentum0: Momentum of the target at the first step; rises to 1 along a cosine.
+        momentum0: BYOL: momentum of the target at the first step; rises to 1 along a cosine.
+        temperature: SimCLR: divides the cosines; the lower, the more the nearest images count.
         head_width: Hidden units of projector and predictor.
         projection_dim: Width of the space in which views are compared.
         views: The augmentations.
@@ -64,6 +66,7 @@ class BYOLConfig:
     warmup_epochs: float = 10.0
     cosine_per: Literal["step", "epoch"] = "epoch"
     momentum0: float = 0.98
+    temperature: float = 0.1
     head_width: int = 4096
     projection_dim: int = 256
     views: ViewsConfig = dataclasses.field(default_factory=views_224)
@@ -77,7 +80,7 @@ class BYOLConfig:
 
     def __post_init__(self) -> None:
         choices: tuple[tuple[str, tuple[str, ...]], ...] = (
-            ("method", ("byol", "eman")),
+            ("method", ("byol", "eman", "simclr")),
             ("arch", ARCHITECTURES),
             ("optimiser", ("lars", "sgd", "adamw")),
             ("excluded", ("vectors", "eman")),
@@ -116,7 +119,7 @@ class BYOLConfig:
                     f"{name} must be in [{least_f:g}, {most_f:g}]. Got {getattr(self, name)}. "
                     "Correct the pretraining configuration."
                 )
-        for name in ("lr", "lars_eta"):
+        for name in ("lr", "lars_eta", "temperature"):
             if not getattr(self, name) > 0:
                 raise InputError(
                     f"{name} must be positive. Got {getattr(self, name)}. "
@@ -127,6 +130,11 @@ class BYOLConfig:
                 f"view_share must be in (0, 1]. Got {self.view_share}. "
                 "Correct the pretraining configuration."
             )
+        if self.method == "simclr" and self.branch != "online":
+            raise InputError(
+                f"branch must be online for simclr, which has no target. Got {self.branch}. "
+                "Correct the pretraining configuration."
+            )
         if not all(s > 0 for s in self.std):
             raise InputError(f"std must be positive. Got {self.std}. Give one per channel.")
 
@@ -135,10 +143,30 @@ class BYOLConfig:
         """Side of the views in pixels."""
         return max(_MIN_VIEW_PX, round(self.image_size * self.view_share))
 
+    def identity(self) -> dict[str, Any]:
+        """Return every setting that the method reads: what makes a run that run."""
+        settings = dataclasses.asdict(self)
+        del settings["momentum0" if self.method == "simclr" else "temperature"]
+        return settings
+
 
 def imagenet_224(method: Method = "eman") -> BYOLConfig:
-    """Return EMAN's 200-epoch recipe for photographs: ResNet-50 at 224 px, for accelerators."""
-    return BYOLConfig(method=method)
+    """Return the 200-epoch recipe for photographs: ResNet-50 at 224 px, for accelerators.
+
+    EMAN's; for SimCLR that of Chen et al. 2020: the rate that their appendix B.1 gives a batch of
+    512, 0.075 sqrt(512), a projector of 2048 and 128 units, temperature 0.1.
+    """
+    if method != "simclr":
+        return BYOLConfig(method=method)
+    return BYOLConfig(
+        method=method,
+        lr=1.7,
+        excluded="vectors",
+        cosine_per="step",
+        head_width=2048,
+        projection_dim=128,
+        temperature=0.1,
+    )
 
 
 def small_32(method: Method = "eman") -> BYOLConfig:
@@ -160,6 +188,8 @@ def small_32(method: Method = "eman") -> BYOLConfig:
         warmup_epochs=1.0,
         cosine_per="step",
         momentum0=0.97,
+        # What Chen et al. 2020, appendix B.9, found best on CIFAR-10.
+        temperature=0.5,
         head_width=512,
         projection_dim=128,
         views=views_32(),

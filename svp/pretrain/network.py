@@ -28,13 +28,20 @@ def regression_loss(p_Bp: torch.Tensor, z_Bp: torch.Tensor) -> torch.Tensor:
 
 
 def head(inputs: int, width: int, outputs: int) -> nn.Sequential:
-    """Return Linear - BatchNorm - ReLU - Linear without biases."""
-    return nn.Sequential(
-        nn.Linear(inputs, width, bias=False),
-        nn.BatchNorm1d(width),
-        nn.ReLU(inplace=True),
-        nn.Linear(width, outputs, bias=False),
-    )
+    """Return Linear - BatchNorm - ReLU - Linear without biases; the weights are not drawn yet."""
+    # On the meta device: constructors would draw weights from the global random state.
+    with torch.device("meta"):
+        layers = nn.Sequential(
+            nn.Linear(inputs, width, bias=False),
+            nn.BatchNorm1d(width),
+            nn.ReLU(inplace=True),
+            nn.Linear(width, outputs, bias=False),
+        )
+    made = layers.to_empty(device="cpu")
+    for layer in made.modules():
+        if isinstance(layer, nn.BatchNorm1d):
+            layer.reset_parameters()
+    return made
 
 
 class Branch(nn.Module):
@@ -51,6 +58,19 @@ class Branch(nn.Module):
         return z_Bp
 
 
+def build_branch(config: BYOLConfig, *, generator: torch.Generator) -> Branch:
+    """Return a backbone and a projector with weights drawn by `generator`."""
+    backbone = build_backbone(config.arch, image_size=config.image_size, generator=generator)
+    features = int(backbone.num_features)  # type: ignore[arg-type]  # nn.Module attributes
+    projector = head(features, config.head_width, config.projection_dim)
+    for layer in projector.modules():
+        if isinstance(layer, nn.Linear):
+            nn.init.kaiming_normal_(
+                layer.weight, mode="fan_out", nonlinearity="relu", generator=generator
+            )
+    return Branch(backbone, projector)
+
+
 class BYOLNetwork(nn.Module):
     """Online and target branch with the predictor between them.
 
@@ -60,24 +80,13 @@ class BYOLNetwork(nn.Module):
     def __init__(self, config: BYOLConfig, *, generator: torch.Generator) -> None:
         super().__init__()
         self._averages_statistics = config.method == "eman"
-        backbone = build_backbone(config.arch, image_size=config.image_size, generator=generator)
-        features = int(backbone.num_features)  # type: ignore[arg-type]  # nn.Module attributes
-        # On the meta device: constructors would draw weights from the global random state.
-        with torch.device("meta"):
-            projector = head(features, config.head_width, config.projection_dim)
-            predictor = head(config.projection_dim, config.head_width, config.projection_dim)
-        self.predictor = predictor.to_empty(device="cpu")
-        self.online = Branch(backbone, projector.to_empty(device="cpu"))
-        for module in (self.online.projector, self.predictor):
-            for layer in module.modules():
-                if isinstance(layer, nn.BatchNorm1d):
-                    layer.reset_parameters()
-                elif isinstance(layer, nn.Linear) and module is self.predictor:
-                    nn.init.normal_(layer.weight, std=0.01, generator=generator)
-                elif isinstance(layer, nn.Linear):
-                    nn.init.kaiming_normal_(
-                        layer.weight, mode="fan_out", nonlinearity="relu", generator=generator
-                    )
+        online = build_branch(config, generator=generator)
+        # Registered first: checkpoints number parameters in this order.
+        self.predictor = head(config.projection_dim, config.head_width, config.projection_dim)
+        for layer in self.predictor.modules():
+            if isinstance(layer, nn.Linear):
+                nn.init.normal_(layer.weight, std=0.01, generator=generator)
+        self.online = online
         self.target = copy.deepcopy(self.online)
         self.target.requires_grad_(False)
         self.train()

@@ -17,6 +17,7 @@ from svp.pretrain.config import BYOLConfig
 from svp.pretrain.monitor import feature_spread, features, knn_accuracy
 from svp.pretrain.network import BYOLNetwork, target_momentum
 from svp.pretrain.optimiser import build_optimiser, learning_rate
+from svp.pretrain.simclr import SimCLRNetwork
 from svp.seed import derive_seed, numpy_generator
 
 Int64Array = npt.NDArray[np.int64]
@@ -32,7 +33,7 @@ class Epoch:
 
     Attributes:
         epoch: Counted from 1.
-        loss: Mean over its steps, of both directions, in [0, 8].
+        loss: Mean over its steps; BYOL: of both directions, in [0, 8].
         spread: `feature_spread` of the chosen branch at its end; 0 is collapse.
         knn: Accuracy of the nearest-neighbour monitor, where it ran.
     """
@@ -48,7 +49,7 @@ class Run:
 
     Attributes:
         config: The recipe.
-        network: Online, target and predictor.
+        network: BYOL: online, target and predictor; SimCLR: online alone.
         batch: Images per step.
         steps_per_epoch: Steps; what is left of a batch is skipped, others each epoch.
         total: Steps of the whole run.
@@ -76,7 +77,8 @@ class Run:
         self._seed = seed
         self._device = device
         weights = torch.Generator().manual_seed(derive_seed(seed, "pretrain", "weights"))
-        network = BYOLNetwork(config, generator=weights)
+        of_method = SimCLRNetwork if config.method == "simclr" else BYOLNetwork
+        network = of_method(config, generator=weights)
         self.network = network.to(  # type: ignore[call-overload]  # torch's stubs lack the pair
             device=device, memory_format=torch.channels_last
         )

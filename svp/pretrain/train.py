@@ -85,7 +85,7 @@ def pretrain(
     checkpoint_every_s: float = 60.0,
     progress: Progress | None = None,
 ) -> PretrainResult:
-    """Pretrain a backbone by BYOL or EMAN and write it as an encoder folder.
+    """Pretrain a backbone by BYOL, EMAN or SimCLR and write it as an encoder folder.
 
     Called again with the same arguments it continues an unfinished run, and returns the result
     of a finished one.
@@ -112,7 +112,7 @@ def pretrain(
     progress = progress if progress is not None else Silent()
     _check(images_u8_N3SS, config, labels_N)
     identity: dict[str, Any] = {
-        "config": dataclasses.asdict(config),
+        "config": config.identity(),
         "seed": seed,
         "images": {"count": len(images_u8_N3SS), "sha256": _digest(images_u8_N3SS)},
     }

@@ -11,7 +11,7 @@ from svp.errors import InputError
 from svp.progress import Progress, Silent
 
 if TYPE_CHECKING:
-    from svp.pretrain.config import BYOLConfig
+    from svp.pretrain.config import BYOLConfig, Method
     from svp.pretrain.train import PretrainResult
 
 Preset = Literal["small_32", "imagenet_224"]
@@ -23,7 +23,7 @@ def pretrain_source(
     output: Path,
     *,
     preset: Preset = "small_32",
-    method: Literal["byol", "eman"] = "eman",
+    method: "Method" = "eman",
     views: Views = "recipe",
     flip: bool = True,
     overrides: Mapping[str, Any] | None = None,
@@ -42,7 +42,7 @@ def pretrain_source(
         source: Image folder, manifest or archive, or several.
         output: The encoder folder to write.
         preset: Recipe to start from.
-        method: BYOL or its EMAN form.
+        method: BYOL, its EMAN form, or SimCLR.
         views: Augmentations instead of the recipe's.
         flip: Mirror images, where the views do.
         overrides: Fields of `BYOLConfig` instead of the recipe's.
@@ -99,7 +99,7 @@ def pretrain_source(
 
 def pretraining_config(
     preset: Preset,
-    method: Literal["byol", "eman"],
+    method: "Method",
     *,
     views: Views = "recipe",
     flip: bool = True,

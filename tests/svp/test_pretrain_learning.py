@@ -64,7 +64,7 @@ def test_seconds_of_training_beat_random_weights():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", ["eman", "byol"])
+@pytest.mark.parametrize("method", ["eman", "byol", "simclr"])
 def test_half_a_minute_of_training_beats_random_weights_clearly(method):
     before, after, spread = gain(method, epochs=20, batch_size=64)
     assert after > before + 0.08

@@ -1,5 +1,6 @@
 import copy
 import dataclasses
+import math
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from svp.pretrain.config import BYOLConfig, imagenet_224, small_32
 from svp.pretrain.monitor import feature_spread, knn_accuracy
 from svp.pretrain.network import BYOLNetwork, regression_loss, target_momentum
 from svp.pretrain.optimiser import LARS, build_optimiser, is_excluded, learning_rate
+from svp.pretrain.simclr import SimCLRNetwork, contrastive_loss
 
 
 def tiny(method="eman", **changes):
@@ -85,6 +87,42 @@ def test_eman_averages_running_statistics_and_byol_does_not():
         net.follow(0.75)
         expected = 0.75 * theirs + 0.25 * ours if method == "eman" else theirs
         torch.testing.assert_close(net.target.state_dict()[name], expected)
+
+
+def test_the_contrastive_loss_is_its_formula():
+    generator = torch.Generator().manual_seed(0)
+    z1, z2 = (torch.randn(5, 4, generator=generator) for _ in range(2))
+    z = [row / row.norm() for row in (*z1, *z2)]
+    terms = []
+    for i in range(10):
+        partner = (i + 5) % 10
+        others = [math.exp(float(z[i] @ z[j]) / 0.3) for j in range(10) if j != i]
+        terms.append(-math.log(math.exp(float(z[i] @ z[partner]) / 0.3) / sum(others)))
+    assert float(contrastive_loss(z1, z2, 0.3)) == pytest.approx(sum(terms) / 10, rel=1e-5)
+    # Lengths do not matter, all alike is chance, and precision is not autocast's.
+    torch.testing.assert_close(contrastive_loss(7 * z1, z2, 0.3), contrastive_loss(z1, z2, 0.3))
+    same = torch.ones(5, 4)
+    assert float(contrastive_loss(same, same, 0.3)) == pytest.approx(math.log(9))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(contrastive_loss(z1, z2, 0.3), contrastive_loss(z1, z2, 0.3).float())
+        assert float(contrastive_loss(z1, z2, 0.3)) == pytest.approx(sum(terms) / 10, rel=1e-5)
+
+
+def test_simclr_has_one_branch_and_only_reads_its_own_settings():
+    net = SimCLRNetwork(tiny("simclr"), generator=torch.Generator().manual_seed(0))
+    net(images(), images(seed=3)).backward()
+    assert {name.split(".")[0] for name, _ in net.named_parameters()} == {"online"}
+    assert all(p.grad is not None for p in net.parameters())
+    # The same first weights as BYOL's, so that methods are compared from one start.
+    byol = network("byol").online.state_dict()
+    assert all(torch.equal(v, byol[n]) for n, v in net.online.state_dict().items() if "num" not in n
+               and "running" not in n)  # fmt: skip
+    assert "temperature" in tiny("simclr").identity()
+    assert "momentum0" not in tiny("simclr").identity()
+    assert "temperature" not in tiny("eman").identity()
+    with pytest.raises(InputError, match="has no target"):
+        tiny("simclr", branch="target")
+    assert imagenet_224("simclr").projection_dim == 128
 
 
 def test_gradients_reach_only_the_online_branch_and_the_predictor():

@@ -82,7 +82,9 @@ class StopAfter:
         del message
 
 
-@pytest.mark.parametrize("changes", [{}, {"method": "byol", "optimiser": "adamw", "lr": 1e-3}])
+@pytest.mark.parametrize(
+    "changes", [{}, {"method": "byol", "optimiser": "adamw", "lr": 1e-3}, {"method": "simclr"}]
+)
 def test_an_interrupted_run_ends_with_the_same_bits(tmp_path, changes):
     config = dataclasses.replace(TINY, **changes)
     whole = pretrain(random_images(), config, seed=3, output=tmp_path / "whole")
