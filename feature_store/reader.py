@@ -14,9 +14,6 @@ import itertools
 import mmap
 import os
 import sys
-import threading
-from collections import OrderedDict
-from collections.abc import Callable
 from typing import Any, Final
 
 import crc32c
@@ -28,6 +25,7 @@ from feature_store.checks import ChunkChecks
 from feature_store.errors import CorruptChunkError
 from feature_store.layout import CHECKSUM_BYTES, DIGEST_BYTES
 from feature_store.manifest import SegmentManifest, StoredObject
+from feature_store.mapping import JoinedChunks, Maps, can_join
 from feature_store.remote import RemoteChunks
 from feature_store.runs import Runs
 from feature_store.storage import Storage
@@ -37,29 +35,6 @@ THREADS: Final = 2
 BLOCK_BYTES: Final = 2**20
 _SCRATCH_BYTES: Final = 2**20  # of gathered rows: they stay in cache
 _SHARED_ROWS: Final = 2048  # gathered rows below which a second thread costs more than it gives
-_OPEN_MAPS: Final = 256  # below the usual limit of 1024 files: Python's mmap keeps the file open
-
-
-class Maps:
-    """Memory maps of chunk files, the most recently used kept open."""
-
-    def __init__(self, limit: int = _OPEN_MAPS) -> None:
-        self._limit = limit
-        self._maps: OrderedDict[str, mmap.mmap] = OrderedDict()
-        self._lock = threading.Lock()
-
-    def get(self, key: str, create: Callable[[], mmap.mmap]) -> mmap.mmap:
-        """Return the map called `key`, made by `create` if it is not open."""
-        with self._lock:
-            found = self._maps.get(key)
-            if found is None:
-                found = self._maps[key] = create()
-                if len(self._maps) > self._limit:
-                    # Arrays over it keep it alive; it closes with the last of them.
-                    self._maps.popitem(last=False)
-            else:
-                self._maps.move_to_end(key)
-            return found
 
 
 class SegmentReader:
@@ -73,6 +48,8 @@ class SegmentReader:
         self._storage = storage
         self._prefix = f"{prefix}/{manifest.id}"
         self._maps = maps if maps is not None else Maps()
+        # A segment that was deleted and computed again has the same name and other files.
+        self._identity = object()
         self._stored_dtype = self.dtype.newbyteorder("<")
         # Where objects are files, the directory of the segment; reading skips the seam there.
         self._directory = storage.local_path(self._prefix)
@@ -148,13 +125,17 @@ class SegmentReader:
         """
         if len(runs) == 0:
             return
+        local = self._directory is not None
+        direct = self._stored_dtype == self.dtype and self.is_direct
+        gather = self._remote.gather if direct and not local else self._gather
+        if (runs.length == 1).all():
+            gather(runs.row, runs.position, out, verify=verify)
+            return
         rows, chunk_rows = self.manifest.rows, self.manifest.chunk_rows
         starts = np.arange(0, rows, chunk_rows)
         pieces, chunk_of = runs.cut(starts)
         # A run of at least half a chunk is read as a slice: checking it costs at most double.
         sliced = 2 * pieces.length >= np.minimum(chunk_rows, rows - starts[chunk_of])
-        local = self._directory is not None
-        direct = self._stored_dtype == self.dtype and self.is_direct
         read_into = self._read_into if local else self._remote.read_into
 
         def read_slice(piece: tuple[int, int, int, int]) -> None:
@@ -171,7 +152,6 @@ class SegmentReader:
         each(read_slice, whole, self._threads)
         if not sliced.all():
             rest = pieces[~sliced]
-            gather = self._remote.gather if direct and not local else self._gather
             gather(rest.rows(), rest.positions(), out, verify=verify)
 
     def problems(self) -> list[CorruptChunkError]:
@@ -196,38 +176,49 @@ class SegmentReader:
         *,
         verify: bool,
     ) -> None:
-        # Sorted, each page of a file is touched once and in the direction the kernel expects.
-        order = np.argsort(rows, kind="stable")
-        rows, positions = rows[order], positions[order]
         chunk_rows = self.manifest.chunk_rows
-        touched, starts = np.unique(rows // chunk_rows, return_index=True)
-        stops = np.append(starts[1:], len(rows))
-        if verify and self.is_direct:
-            unchecked = [i for i in touched.tolist() if i not in self._checks.verified]
-            each(self._verify, unchecked, THREADS)
+        chunk_of = rows // chunk_rows
+        touched = np.flatnonzero(np.bincount(chunk_of)).tolist()
+        if self._can_join:
+            _take(self._joined(touched, verify=verify), rows, positions, out)
+            return
+        order = np.argsort(chunk_of, kind="stable")
+        stops = np.cumsum(np.bincount(chunk_of))
 
-        def copy(part: tuple[int, int]) -> None:
-            # Collected in sorted order first and distributed in batches: numpy's assignment to
-            # scattered rows is cheap by row but not by call, and a chunk may hold few rows.
-            most = _SCRATCH_BYTES // self.manifest.row_bytes
-            most = max(int((stops - starts)[slice(*part)].max()), most)
-            scratch = np.empty((min(most, len(rows)), self._dim), self.dtype)
-            begun = end = int(starts[part[0]])
-            for number in range(*part):
-                start, end = int(starts[number]), int(stops[number])
-                if end - begun > len(scratch):
-                    out[positions[begun:start]] = scratch[: start - begun]
-                    begun = start
-                x_Bd = self._chunk(int(touched[number]), verify=verify)
-                local = rows[start:end] - int(touched[number]) * chunk_rows
-                # clip spares a copy that numpy makes to be able to undo after a bad index.
-                target = scratch[start - begun : end - begun]
-                np.take(x_Bd.astype(self.dtype, copy=False), local, 0, target, mode="clip")
-            out[positions[begun:end]] = scratch[: end - begun]
+        def copy(index: int) -> None:
+            chosen = order[stops[index - 1] if index else 0 : stops[index]]
+            x_Bd = self._chunk(index, verify=verify)
+            out[positions[chosen]] = x_Bd[rows[chosen] - index * chunk_rows]
 
-        shares = THREADS if len(rows) >= _SHARED_ROWS else 1
-        cuts = np.linspace(0, len(touched), shares + 1).astype(int).tolist()
-        each(copy, [part for part in itertools.pairwise(cuts) if part[0] < part[1]], THREADS)
+        each(copy, touched, THREADS)
+
+    @functools.cached_property
+    def _can_join(self) -> bool:
+        """Whether rows can be gathered from one array over all chunk files."""
+        stored = self.manifest.embeddings
+        return (
+            self._stored_dtype == self.dtype
+            and self.is_direct
+            and can_join(len(stored), self._payload_bytes)
+            and all(one.size == self._payload_bytes + CHECKSUM_BYTES for one in stored)
+        )
+
+    def _joined(self, touched: list[int], *, verify: bool) -> NDArray[Any]:
+        """Return all rows of the segment as one array, of which those of some chunks are there."""
+        stored = self.manifest.embeddings
+        joined = self._maps.get(
+            self._identity, lambda: JoinedChunks(len(stored), self._payload_bytes)
+        )
+        for index in touched:
+            joined.add(index, functools.partial(self._file, stored[index]))
+        if verify:
+            unchecked = [index for index in touched if index not in self._checks.verified]
+            each(
+                lambda index: self._verify(index, joined.payload(index), joined.trailer(index)),
+                unchecked,
+                THREADS,
+            )
+        return joined.bytes_C.view(self.dtype).reshape(-1, self._dim)
 
     def _chunk(self, index: int, *, verify: bool) -> NDArray[Any]:
         """Return the rows of a chunk as an array that may be a view of the file."""
@@ -238,22 +229,21 @@ class SegmentReader:
             if verify:
                 self._check_all()
             return np.asarray(self._zarr("embeddings")[start:stop])
+        data = memoryview(self._buffer(index))
         if verify and index not in self._checks.verified:
-            self._verify(index)
-        x_Bd = np.frombuffer(self._buffer(index), self._stored_dtype, (stop - start) * self._dim)
+            self._verify(index, data[: self._payload_bytes], bytes(data[self._payload_bytes :]))
+        x_Bd = np.frombuffer(data, self._stored_dtype, (stop - start) * self._dim)
         return x_Bd.reshape(-1, self._dim)
 
     @property
     def _dim(self) -> int:
         return self.manifest.dim
 
-    def _verify(self, index: int) -> None:
-        data = memoryview(self._buffer(index))
+    def _verify(self, index: int, payload: memoryview, trailer: bytes) -> None:
         checksum = 0
-        for start in range(0, self._payload_bytes, BLOCK_BYTES):
-            stop = min(start + BLOCK_BYTES, self._payload_bytes)
-            checksum = crc32c.crc32c(data[start:stop], checksum)
-        self._checks.confirm(index, checksum, bytes(data[self._payload_bytes :]))
+        for start in range(0, len(payload), BLOCK_BYTES):
+            checksum = crc32c.crc32c(payload[start : start + BLOCK_BYTES], checksum)
+        self._checks.confirm(index, checksum, trailer)
 
     def _read_into(self, index: int, lower: int, target: NDArray[Any], *, verify: bool) -> None:
         """Read rows [lower, lower + len(target)) of a chunk file straight into `target`."""
@@ -313,7 +303,7 @@ class SegmentReader:
         stored = self.manifest.embeddings[index]
         if self._directory is None:
             return self._sized(stored)
-        return self._maps.get(f"{self._prefix}/{stored.key}", lambda: self._map(index))
+        return self._maps.get((self._identity, index), lambda: self._map(index))
 
     def _map(self, index: int) -> mmap.mmap:
         stored = self.manifest.embeddings[index]
@@ -367,3 +357,28 @@ class SegmentReader:
 
     def _zarr(self, name: str) -> Any:
         return self._group[name]
+
+
+def _take(
+    x_Rd: NDArray[Any], rows: NDArray[np.int64], positions: NDArray[np.int64], out: NDArray[Any]
+) -> None:
+    """Copy rows of one array to rows `positions` of another, with two threads if they are many."""
+    straight = bool((np.diff(positions) == 1).all())
+
+    def copy(part: tuple[int, int]) -> None:
+        # clip spares a copy that numpy makes to be able to undo after a bad index.
+        start, stop = part
+        if straight:
+            target = out[positions[0] + start : positions[0] + stop]
+            np.take(x_Rd, rows[start:stop], 0, target, mode="clip")
+            return
+        step = max(1, _SCRATCH_BYTES // max(1, x_Rd[:1].nbytes))
+        scratch = np.empty((min(step, stop - start), x_Rd.shape[1]), x_Rd.dtype)
+        for first in range(start, stop, step):
+            last = min(first + step, stop)
+            np.take(x_Rd, rows[first:last], 0, scratch[: last - first], mode="clip")
+            out[positions[first:last]] = scratch[: last - first]
+
+    shares = THREADS if len(rows) >= _SHARED_ROWS else 1
+    cuts = np.linspace(0, len(rows), shares + 1).astype(int).tolist()
+    each(copy, itertools.pairwise(cuts), THREADS)

@@ -21,8 +21,9 @@ from feature_store.errors import (
 )
 from feature_store.index import DigestIndex, check_digests, first_occurrences
 from feature_store.manifest import Failure, SegmentManifest
+from feature_store.mapping import Maps
 from feature_store.plan import SegmentPlan, plan_segments
-from feature_store.reader import Maps, SegmentReader
+from feature_store.reader import SegmentReader
 from feature_store.runs import Runs
 from feature_store.segment import SegmentWriter
 from feature_store.storage import Storage

@@ -73,3 +73,39 @@ def test_long_stretches_are_found_as_single_rows(stretches, distinct):
     else:
         np.testing.assert_array_equal(runs.rows(), asked)
         np.testing.assert_array_equal(runs.positions(), np.arange(len(asked)))
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.integers(0, 2**32),
+    st.lists(st.integers(-20, 4_999), min_size=1, max_size=200),
+    st.sampled_from([0, 1, 3]),
+)
+def test_few_rows_are_found_by_looking_at_all(seed, asked, word):
+    # Equal digests, failed items, numbers instead of digests: the first row, none, and all rows.
+    rng = np.random.default_rng(seed)
+    stored = np.zeros((5_000, 4), np.uint64)
+    stored[:, word] = rng.integers(0, 3_000, 5_000)
+    rows = {}
+    for row, digest in enumerate(map(tuple, stored.tolist())):
+        if any(digest):
+            rows.setdefault(digest, row)
+    wanted = stored[asked].copy()
+    wanted[np.asarray(asked) < 0] += np.uint64(7_000)  # stored nowhere
+    expected = [rows.get(tuple(digest), -1) for digest in wanted.tolist()]
+    index = DigestIndex(stored.view(np.uint8))
+    for _ in range(4):
+        assert index.find(wanted.view(np.uint8)).tolist() == expected
+
+
+def test_the_table_is_made_for_the_third_question():
+    stored = np.random.default_rng(0).integers(0, 2**63, (300_000, 4), np.uint64).view(np.uint8)
+    for distinct in (True, False):
+        index = DigestIndex(stored, distinct=distinct)
+        asked = np.random.default_rng(1).permutation(len(stored))[:3_000]
+        for made in (False, False, True, True):
+            assert index.runs(stored[asked]).rows().tolist() == asked.tolist()
+            assert ("_table" in vars(index)) == made
+    index = DigestIndex(stored)
+    assert index.find(stored).tolist() == list(range(len(stored)))
+    assert "_table" in vars(index), "many rows are worth the table at once"
