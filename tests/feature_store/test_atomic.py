@@ -1,3 +1,4 @@
+import errno
 import json
 import os
 
@@ -37,6 +38,29 @@ def test_a_failure_leaves_the_old_file_and_no_debris(tmp_path, monkeypatch):
             write(path, b"new")
     assert path.read_bytes() == b"old"
     assert [entry.name for entry in tmp_path.iterdir()] == ["x"]
+
+
+@pytest.mark.skipif(not hasattr(os, "posix_fallocate"), reason="space cannot be reserved here")
+def test_space_for_large_files_is_reserved_where_that_is_possible(tmp_path, monkeypatch):
+    data = os.urandom(2**20)
+    assert atomic.create_parts(tmp_path / "x", (data, b"", b"end"))
+    assert (tmp_path / "x").read_bytes() == data + b"end"
+
+    def refuse(number):
+        def fails(_handle, _start, length):
+            assert length == len(data) + 3
+            raise OSError(number, os.strerror(number))
+
+        monkeypatch.setattr(os, "posix_fallocate", fails)
+
+    refuse(errno.EOPNOTSUPP)
+    assert atomic.create_parts(tmp_path / "y", (data, b"end"))
+    assert (tmp_path / "y").read_bytes() == data + b"end"
+    refuse(errno.ENOSPC)
+    with pytest.raises(OSError, match="No space"):
+        atomic.create_parts(tmp_path / "z", (data, b"end"))
+    assert atomic.create_parts(tmp_path / "z", (b"small",))
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["x", "y", "z"]
 
 
 def test_a_swept_temporary_file_means_that_somebody_published(tmp_path, monkeypatch):
