@@ -2,8 +2,8 @@
 
 Its trainer code and its configuration files run as they are, on feature files in its own format.
 What the run changes, because that code expects a GPU and many cores: `cuda` calls stay on the CPU,
-loaders use no workers (its best case on few cores), and feature files are read with pickling
-allowed, which are written here a moment before.
+loaders use no workers (its best case on few cores) unless its own number is asked for, and feature
+files are read with pickling allowed, which are written here a moment before.
 
 The clone: https://github.com/EfficientTraining/LabelBench
 """
@@ -14,9 +14,9 @@ import functools
 import io
 import json
 import logging
+import os
 import sys
 import tempfile
-import time
 import types
 import warnings
 from collections.abc import Iterator
@@ -26,6 +26,25 @@ from unittest import mock
 
 import numpy as np
 import torch
+
+from benchmarks.speed.machine import clock
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Trained:
+    """One training of a peer.
+
+    Attributes:
+        seconds: Wall time.
+        cpu_s: Processor time, of its worker processes too.
+        steps: Optimiser steps.
+        accuracy: On the test rows.
+    """
+
+    seconds: float
+    cpu_s: float
+    steps: int
+    accuracy: float
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -55,7 +74,9 @@ class Round:
     classes: int
 
 
-def run(clone: Path, config: str, task: Round, hidden_layers: int) -> tuple[float, float]:
+def run(
+    clone: Path, config: str, task: Round, hidden_layers: int, *, seed: int, workers: bool = False
+) -> Trained:
     """Train LabelBench's proxy.
 
     Args:
@@ -63,19 +84,17 @@ def run(clone: Path, config: str, task: Round, hidden_layers: int) -> tuple[floa
         config: Path of a trainer configuration under `configs/trainer`.
         task: What to train on.
         hidden_layers: 1 for its linear proxy, 2 for its shallow one (its own counting).
-
-    Returns:
-        Seconds of training, and accuracy on the test rows.
+        seed: Of PyTorch's and NumPy's generators, from which it draws.
+        workers: Whether loaders have as many workers as its configuration says.
     """
     settings = json.loads((clone / "configs" / "trainer" / config).read_text(encoding="utf-8"))
-    settings["num_workers"] = 0
-    with tempfile.TemporaryDirectory() as folder, _on_cpu(clone):
+    torch.manual_seed(seed)
+    np.random.seed(seed)  # noqa: NPY002  # what its mixup draws from
+    with tempfile.TemporaryDirectory() as folder, _on_cpu(clone, workers=workers):
         return _run(settings, task, hidden_layers, Path(folder) / "x")
 
 
-def _run(
-    settings: dict[str, Any], task: Round, hidden_layers: int, prefix: Path
-) -> tuple[float, float]:
+def _run(settings: dict[str, Any], task: Round, hidden_layers: int, prefix: Path) -> Trained:
     # Only importable with the clone on the path.
     from LabelBench.dataset.feature_extractor import (  # type: ignore[import-not-found]
         FeatureExtractor,
@@ -91,16 +110,18 @@ def _run(
     from LabelBench.trainer import trainer as peer  # type: ignore[import-not-found]
 
     seeds = 5
-    files = {"val": task.x_Vd, "test": task.x_Td, "train": task.x_Nd}
+    weak = task.x_Nd.double().numpy()
+    files = {
+        "val": task.x_Vd.double().numpy(),
+        "test": task.x_Td.double().numpy(),
+        "train": weak,
+        "strong": (weak, task.strong_Nd.double().numpy()),
+    }
     for split, x in files.items():
-        for seed in range(seeds if split == "train" else 1):
-            _write(f"{prefix}_{seed}_features_{split}.pt", x.double().numpy())
-    for seed in range(seeds):
-        pair = (task.x_Nd.double().numpy(), task.strong_Nd.double().numpy())
-        _write(f"{prefix}_{seed}_features_strong.pt", pair)
-    for split in ("val", "test"):  # with several seeds it asks for those of each epoch
-        for seed in range(1, seeds):
-            _write(f"{prefix}_{seed}_features_{split}.pt", files[split].double().numpy())
+        first = f"{prefix}_0_features_{split}.pt"
+        torch.save(x, first, pickle_protocol=4)
+        for seed in range(1, seeds):  # it asks for those of each epoch; here they are the same
+            os.link(first, f"{prefix}_{seed}_features_{split}.pt")
     onehot = [
         torch.nn.functional.one_hot(y, task.classes).numpy() for y in (task.y_N, task.y_V, task.y_T)
     ]
@@ -114,6 +135,13 @@ def _run(
     extractor = FeatureExtractor(None, str(prefix), {"num_transform_seeds": seeds})
     for build in (peer.get_fns, peer.get_optimizer_fn, peer.get_scheduler_fn):
         settings = build(settings)
+    build_optimiser, optimisers = settings["optim_fn"], []
+
+    def kept(parameters: Any) -> Any:
+        optimisers.append(build_optimiser(parameters))
+        return optimisers[-1]
+
+    settings["optim_fn"] = kept
     model_config = {
         "input_dim": task.x_Nd.shape[1],
         "num_output": task.classes,
@@ -129,30 +157,27 @@ def _run(
         None,
         extractor,
     )
-    started = time.perf_counter()
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-        model = trainer.train()
-    seconds = time.perf_counter() - started
+        model, taken = clock(trainer.train)
+    steps = max(int(state["step"]) for state in optimisers[0].state.values())
     with torch.no_grad():
         mean = task.x_Nd.double().mean(dim=0)
         std = task.x_Nd.double().std(dim=0, correction=0)
         z = ((task.x_Td.double() - mean) / std).float()
         right = model(z).argmax(dim=1) == task.y_T
-    return seconds, float(right.float().mean())
-
-
-def _write(path: str, value: Any) -> None:
-    torch.save(value, path, pickle_protocol=4)
+    return Trained(
+        seconds=taken.wall, cpu_s=taken.cpu, steps=steps, accuracy=float(right.float().mean())
+    )
 
 
 @contextlib.contextmanager
-def _on_cpu(clone: Path) -> Iterator[None]:
-    """Let the clone's modules be imported, and run on a CPU without worker processes."""
+def _on_cpu(clone: Path, *, workers: bool) -> Iterator[None]:
+    """Let the clone's modules be imported, and run on a CPU."""
     loader = torch.utils.data.DataLoader
 
     class Alone(loader):  # type: ignore[misc, valid-type]
         def __init__(self, *arguments: Any, **named: Any) -> None:
-            super().__init__(*arguments, **{**named, "num_workers": 0})
+            super().__init__(*arguments, **{**named, **({} if workers else {"num_workers": 0})})
 
     def here(self: Any, *arguments: Any, **named: Any) -> Any:
         return self

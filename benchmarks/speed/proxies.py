@@ -1,16 +1,14 @@
 """Time of training a proxy, beside its limit and a peer doing the same work.
 
     python -m benchmarks.speed.proxies --classes 10 --labelled 1000 10000
-    python -m benchmarks.speed.proxies --labelbench path/to/LabelBench --pool 50000
+    python -m benchmarks.speed.proxies --labelbench path/to/LabelBench --asvp path/to/asvp
 
 Linear: scikit-learn's LogisticRegression on the same problem, both solved to their optimum. MLP:
 the same network and schedule through a DataLoader, nn.Sequential and torch.optim.SGD. The limit is
 the products of the algorithm at the rate of a product of the same shape measured here.
 
-With a clone of LabelBench also its linear and shallow proxies, by FlexMatch and supervised: its
-own trainers and configurations against the preset of the same name, both with the same validation
-rows outside the labels, as there. Its loop reads its feature files again in every epoch, which is
-its design; ours has the arrays in memory, where they were before the clock started.
+With `--labelbench` or `--asvp` also whole rounds beside the trainers of these repositories
+(`benchmarks.speed.rounds`).
 """
 
 import argparse
@@ -20,26 +18,16 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.speed import labelbench
+from benchmarks.speed import rounds
 from benchmarks.speed.machine import clumps, context, median_s, product_rate
 from svp.proxies import (
     Head,
     LinearConfig,
     MLPConfig,
-    NetworkConfig,
     Proxy,
     ProxyConfig,
     Standardiser,
-    StoredViews,
     fit_proxy,
-    proxy_preset,
-)
-
-# Our preset, its configuration file, and its own count of layers.
-_RECIPES = (
-    ("labelbench-cifar10-flexmatch-linear", "cifar10/flexmatch/clip_ViTB32_linear.json", 1),
-    ("labelbench-cifar10-flexmatch-mlp", "cifar10/flexmatch/clip_ViTB32_shallow.json", 2),
-    ("labelbench-iwildcam-supervised-linear", "iwildcam/passive/clip_ViTB32_linear.json", 1),
 )
 
 
@@ -111,96 +99,36 @@ def _limit_s(proxy: Proxy, rows: int, dim: int, classes: int, device: torch.devi
     return epochs * (2.0 * wide + 3.0 * narrow)
 
 
-def _labelbench_rows(options: argparse.Namespace) -> list[dict[str, object]]:
-    """Return a row per recipe and number of labels: our round beside LabelBench's own."""
-    device = torch.device("cpu")
-    x, y = clumps(options.pool + 10_000, options.dim, options.classes, device)
-    noise = torch.randn(options.pool, options.dim, generator=torch.Generator().manual_seed(1))
-    standardiser = Standardiser.fit(x[: options.pool])
-    rows = []
-    for preset, config, layers in _RECIPES:
-        for count in options.labelled:
-            task = labelbench.Round(
-                x_Nd=x[: options.pool],
-                strong_Nd=x[: options.pool] + 0.5 * noise,
-                y_N=y[: options.pool],
-                labelled_L=torch.arange(count),
-                x_Vd=x[options.pool : options.pool + 5000],
-                y_V=y[options.pool : options.pool + 5000],
-                x_Td=x[options.pool + 5000 :],
-                y_T=y[options.pool + 5000 :],
-                classes=options.classes,
-            )
-            theirs_s, theirs_accuracy = labelbench.run(options.labelbench, config, task, layers)
-            recipe = proxy_preset(preset)
-            assert isinstance(recipe, NetworkConfig)
-            views = StoredViews(
-                weak=(task.x_Nd,),
-                strong=(task.strong_Nd,),
-                labelled_L=task.labelled_L,
-                unlabelled_U=torch.arange(count, options.pool),
-            )
-
-            def ours(
-                task: labelbench.Round = task,
-                count: int = count,
-                recipe: NetworkConfig = recipe,
-                views: StoredViews = views,
-            ) -> Proxy:
-                return fit_proxy(
-                    task.x_Nd[:count],
-                    task.y_N[:count],
-                    task.classes,
-                    recipe,
-                    standardiser=standardiser,
-                    seed=0,
-                    views=views,
-                    validation=(task.x_Vd, task.y_V),
-                )
-
-            proxy = ours()
-            ours_s = median_s(ours, device, options.repeats)
-            right = proxy.logits(task.x_Td).argmax(dim=1) == task.y_T
-            rows.append(
-                {
-                    "proxy": preset,
-                    "labelled": count,
-                    "seconds": ours_s,
-                    "peer": "LabelBench, its own trainer, no workers",
-                    "peer_s": theirs_s,
-                    "times_faster": theirs_s / ours_s,
-                    "steps": proxy.report.steps,
-                    "accuracy": float(right.float().mean()),
-                    "peer_accuracy": theirs_accuracy,
-                }
-            )
-            print(
-                f"{preset:<40}{count:>8}{ours_s:>10.3g}{theirs_s:>10.3g}"
-                f"{theirs_s / ours_s:>8.1f}{rows[-1]['accuracy']:>8.3f}{theirs_accuracy:>8.3f}",
-                flush=True,
-            )
-    return rows
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--dim", type=int, default=512)
     parser.add_argument("--classes", type=int, default=10)
     parser.add_argument("--labelled", type=int, nargs="+", default=[1000, 10_000])
-    parser.add_argument("--kinds", nargs="+", choices=["linear", "mlp"], default=["linear", "mlp"])
+    parser.add_argument("--kinds", nargs="*", choices=["linear", "mlp"], default=["linear", "mlp"])
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--labelbench", type=Path, help="a clone of LabelBench to run beside")
-    parser.add_argument("--pool", type=int, default=50_000, help="rows of LabelBench's pool")
+    parser.add_argument("--asvp", type=Path, help="a clone of ASVP to run beside")
+    parser.add_argument(
+        "--rounds",
+        nargs="+",
+        choices=[one.name for one in rounds.COMPARISONS],
+        default=rounds.USUAL,
+        help="which rounds to run beside the clones",
+    )
+    parser.add_argument("--peer-runs", type=int, default=1, help="runs of each peer's round")
+    parser.add_argument("--pool", type=int, default=50_000, help="rows of the rounds' pool")
     parser.add_argument("--json", type=Path, help="also write the result here")
     options = parser.parse_args()
     device = torch.device(options.device)
     x, y = clumps(max(options.labelled) + 5000, options.dim, options.classes, device)
     standardiser = Standardiser.fit(x)
     rows = []
-    print(
-        f"{'proxy':<8}{'rows':>8}{'seconds':>10}{'limit':>9}{'peer':>9}{'x faster':>10}{'acc':>7}"
-    )
+    if options.kinds:
+        print(
+            f"{'proxy':<8}{'rows':>8}{'seconds':>10}{'limit':>9}{'peer':>9}{'x faster':>10}"
+            f"{'acc':>7}"
+        )
     for kind in options.kinds:
         config: ProxyConfig = LinearConfig() if kind == "linear" else MLPConfig()
         for count in options.labelled:
@@ -254,11 +182,13 @@ def main() -> None:
                 f"{row['times_faster']:>10.3g}{row['accuracy']:>10.3f}",
                 flush=True,
             )
-    if options.labelbench is not None:
-        rows += _labelbench_rows(options)
+    if options.labelbench is not None or options.asvp is not None:
+        rows += rounds.rows(options)
     if options.json:
         settings = {
-            key: value for key, value in vars(options).items() if key not in ("json", "labelbench")
+            key: value
+            for key, value in vars(options).items()
+            if key not in ("json", "labelbench", "asvp")
         }
         result = {
             "schema": "svp.benchmarks.proxies/1",
