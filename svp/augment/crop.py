@@ -121,9 +121,9 @@ def pad_crop(
     if flip_p > 0:
         flip_B = draws.chosen(batch, flip_p, generator=generator, device=device)
         col_BW = torch.where(flip_B[:, None], col_BW.flip(1), col_BW)
-    return x_BCHW[
-        torch.arange(batch, device=device)[:, None, None, None],
-        torch.arange(channels, device=device)[None, :, None, None],
-        row_BH[:, None, :, None],
-        col_BW[:, None, None, :],
-    ]
+    # Whole rows first, then pixels within them: several times faster than one index of four axes.
+    line_N = (torch.arange(batch * channels, device=device).view(batch, channels, 1) * height) + (
+        row_BH[:, None]
+    )
+    rows_BCHW = x_BCHW.reshape(-1, width).index_select(0, line_N.flatten()).view(x_BCHW.shape)
+    return rows_BCHW.gather(3, col_BW[:, None, None].expand(x_BCHW.shape))

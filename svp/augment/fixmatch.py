@@ -18,7 +18,7 @@ from svp.augment.randaugment import rand_augment
 
 def to_float(x_BCSS: torch.Tensor) -> torch.Tensor:
     """Return images as float32 in [0, 1]; uint8 ones are divided by 255."""
-    return x_BCSS if x_BCSS.is_floating_point() else x_BCSS.float() / 255
+    return x_BCSS if x_BCSS.is_floating_point() else x_BCSS.float().div_(255)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)

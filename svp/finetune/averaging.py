@@ -11,7 +11,7 @@ from torch import nn
 
 
 class WeightAverage:
-    """The moving average of a module.
+    """The moving average of a module in training.
 
     Attributes:
         module: In eval mode, without gradients; holds the averaged tensors.
@@ -21,24 +21,23 @@ class WeightAverage:
         """Start at the current weights of `module`.
 
         Args:
-            module: Copied.
+            module: Copied now and followed later; its tensors must stay the same objects.
             decay: In [0, 1).
             warmup: Use min(decay, (1 + s)/(10 + s)) at step s.
         """
         self._decay, self._warmup = decay, warmup
         self.module = copy.deepcopy(module).eval().requires_grad_(False)
-        self._state = self.module.state_dict()
+        # Listed once: to walk the modules of a small network takes as long as to average it.
+        averaged, current = self.module.state_dict(), module.state_dict()
+        moving = [name for name, value in current.items() if value.is_floating_point()]
+        self._averaged = [averaged[name] for name in moving]
+        self._current = [current[name] for name in moving]
+        self._copied = [(averaged[n], current[n]) for n in current.keys() - set(moving)]
 
     @torch.no_grad()
-    def update(self, module: nn.Module, step: int) -> None:
-        """Move towards the weights of `module` after `step` (from 0) was taken."""
+    def update(self, step: int) -> None:
+        """Move towards the weights that the module has after `step` (from 0) was taken."""
         decay = min(self._decay, (1 + step) / (10 + step)) if self._warmup else self._decay
-        averaged: list[torch.Tensor] = []
-        current: list[torch.Tensor] = []
-        for name, value in module.state_dict().items():
-            if value.is_floating_point():
-                averaged.append(self._state[name])
-                current.append(value)
-            else:
-                self._state[name].copy_(value)
-        torch._foreach_lerp_(averaged, current, 1 - decay)
+        torch._foreach_lerp_(self._averaged, self._current, 1 - decay)
+        for averaged, current in self._copied:
+            averaged.copy_(current)

@@ -33,8 +33,10 @@ def build_optimiser(classifier: Classifier, config: FinetuneConfig) -> torch.opt
         for (rate, decay), parameters in members.items()
     ]
     if config.optimiser == "adamw":
-        return torch.optim.AdamW(groups)
-    return torch.optim.SGD(groups, momentum=config.momentum, nesterov=config.momentum > 0)
+        return torch.optim.AdamW(groups, fused=True)
+    return torch.optim.SGD(
+        groups, momentum=config.momentum, nesterov=config.momentum > 0, fused=True
+    )
 
 
 def set_rate(optimiser: torch.optim.Optimizer, factor: float) -> None:

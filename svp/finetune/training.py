@@ -133,13 +133,18 @@ class Training:
                     "every batch twice. Got both. Set bn_mode = frozen, or use accumulate."
                 )
             checkpoint_blocks(self.classifier.backbone)
+        self._to_training()
+
+    def _to_training(self) -> None:
+        self.classifier.train()
+        if self._config.bn_mode == "frozen":
+            freeze_batch_norm(self.classifier)
 
     def run_step(self) -> None:
         """Take one optimiser step."""
         step, config = self.step_number, self._config
-        self.classifier.train()
-        if config.bn_mode == "frozen":
-            freeze_batch_norm(self.classifier)
+        if not self.classifier.training:
+            self._to_training()
         set_rate(self._optimiser, rate_factor(step, self.total, config))
         self._optimiser.zero_grad(set_to_none=True)
         views = self._views.at(step)
@@ -155,7 +160,7 @@ class Training:
             nn.utils.clip_grad_norm_(self.classifier.parameters(), config.clip_norm)
         self._optimiser.step()
         if self._average is not None:
-            self._average.update(self.classifier, step)
+            self._average.update(step)
         self.step_number += 1
         self._stretch += 1
         if self._stretch == self._report_every or self.step_number == self.total:
