@@ -4,7 +4,8 @@
     python -m benchmarks.endurance.kill --kills 2 --trials single shards
 
 Trials: one process; three that share nothing but the store; one that writes to an S3 service; the
-same with a service that fails one request in ten; a full disk. After every kill each stored byte of
+same with a service that fails one request in ten; a full disk; the workers of `svp embed --dask`,
+whose table must be an undisturbed one's. After every kill each stored byte of
 what is published is checked, and each row is compared with what it must be. When a store is whole,
 the log says how many chunks were computed twice: at most one for each killed writer.
 
@@ -32,7 +33,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.endurance import writer
+from benchmarks.endurance import dask_workers, writer
 from feature_store import FeatureStoreError, Table, open_store
 
 ROOT = Path(__file__).parents[2]
@@ -291,6 +292,7 @@ TRIALS: dict[str, Callable[[Tally, random.Random, int, Path], None]] = {
     "s3": lambda *given: bucket(*given, flaky=False),
     "s3-flaky": lambda *given: bucket(*given, flaky=True),
     "full-disk": full_disk,
+    "dask": dask_workers.run,
 }
 
 
