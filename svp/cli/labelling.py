@@ -210,6 +210,13 @@ def _import_text(done: "ImportResult") -> Iterator[str]:
     if done.unknown:
         yield f"{len(done.unknown):,} ids are no images of the study, so left out:"
         yield from _some([f"  {name}" for name in done.unknown])
+    if done.new_classes:
+        names = done.new_classes
+        more = f" and {len(names) - _SHOWN:,} more" if len(names) > _SHOWN else ""
+        yield (
+            f"New classes: {', '.join(names[:_SHOWN])}{more}. If one is a typing error, import the "
+            "right label for its images."
+        )
     if done.conflicts:
         yield f"{len(done.conflicts):,} images had another label before; the newest counts:"
         yield from _some([f"  {c.id}: {c.old} -> {c.new}, kept {c.kept}" for c in done.conflicts])

@@ -71,6 +71,8 @@ class ImportResult:
         skipped: Answers that a person cancelled or skipped.
         votes: Votes that were not known before.
         unknown: Ids that are no item of the study, where they were to be left out.
+        new_classes: Classes that no label of the study had before; none in the first import. One
+            of a single item is often a typing error.
         conflicts: Every item with two different answers, old and new.
         disputes: Items of the file on which annotators disagree.
         agreement: How far annotators agree on the items of the file; None without two answers.
@@ -86,6 +88,7 @@ class ImportResult:
     skipped: int
     votes: int
     unknown: tuple[str, ...]
+    new_classes: tuple[str, ...]
     conflicts: tuple[Conflict, ...]
     disputes: tuple[Dispute, ...]
     agreement: Agreement | None
@@ -291,12 +294,20 @@ def _import(
         skipped=0,
         votes=len(added_votes),
         unknown=(),
-        conflicts=tuple(counts.conflicts),
+        new_classes=_new_classes(current, counts.added),
+        # A file may hold the same two answers that the study and the file have.
+        conflicts=tuple(dict.fromkeys(counts.conflicts)),
         disputes=tuple(sorted(disputes, key=lambda dispute: dispute.id)),
         agreement=agreement(said),
         labelled=len(current) + counts.number["new"],
         **counts.number,
     )
+
+
+def _new_classes(current: Mapping[str, Label], added: list[Label]) -> tuple[str, ...]:
+    known = {row.label for row in current.values()}
+    found = {row.label for row in added if row.label} - known
+    return tuple(sorted(found)) if known else ()
 
 
 def _vote(row: Label, factors: Mapping[str, float]) -> Label:

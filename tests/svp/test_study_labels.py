@@ -81,6 +81,21 @@ def test_conflicts_inside_one_file(study):
     assert read_labels(study) == {A: "red"}
 
 
+def test_a_conflict_is_reported_once(study):
+    import_labels(study, _file(study, f"id,label\n{A},blue\n", "old.csv"))
+    both = import_labels(study, _file(study, f"id,label\n{A},blue\n{A},green\n", "both.csv"))
+    assert both.conflicts == (Conflict(id=A, old="blue", new="green", kept="green"),)
+
+
+def test_classes_that_appear_later_are_named(study):
+    first = import_labels(study, _file(study, f"id,label\n{A},blue\n{B},green\n", "first.csv"))
+    assert first.new_classes == ()
+    typo = import_labels(study, _file(study, f"id,label\n{C},geen\n", "typo.csv"))
+    assert typo.new_classes == ("geen",)
+    again = import_labels(study, _file(study, f"id,label\n{C},green\n", "right.csv"))
+    assert again.new_classes == ()
+
+
 def test_unknown_ids_write_nothing(study):
     file = _file(study, f"id,label\n{A},blue\nnope1.png,red\nnope2.png,red\n")
     with pytest.raises(InputError, match=r"Got 2 unknown .*nope1\.png, nope2\.png"):
