@@ -10,6 +10,7 @@ Shapes: n = nodes, C = classes.
 
 import dataclasses
 import math
+from bisect import bisect_left
 from typing import ClassVar, Literal, Protocol
 
 import numpy as np
@@ -92,45 +93,41 @@ def shrink(sign_n: Int64Array, low: int, high: int, target: int, draws: Draws) -
     """
     fit = agreement(sign_n)
     free_n = sign_n == 0
-    open_ = int(free_n[low : high + 1].sum())
-    labelled = np.flatnonzero(~free_n)
+    frees, labelled = np.flatnonzero(free_n), np.flatnonzero(~free_n).tolist()
+    before_n = np.concatenate([[0], np.cumsum(free_n)])  # unlabelled places before each
+    open_ = int(before_n[high + 1] - before_n[low])
+    right, left = bisect_left(labelled, low), bisect_left(labelled, high) - 1
     while open_ > target:
-        # Places each end may pass before its fit changes: up to and with the next label.
-        right = labelled[np.searchsorted(labelled, low) :][:1]
-        left = labelled[: np.searchsorted(labelled, high)][-1:]
-        low_run = int(right[0]) - low + 1 if len(right) else len(sign_n)
-        # The fit at `high` counts what lies before it, so it changes on passing the label there.
-        high_run = high - int(left[0]) if len(left) else len(sign_n)
-        if fit[low] != fit[high]:
-            moves_low = bool(fit[low] < fit[high])
-            run = low_run if moves_low else high_run
-            step = _until(free_n, low, high, run, open_ - target, moves_low)
-            passed = free_n[low : low + step] if moves_low else free_n[high - step + 1 : high + 1]
-            open_ -= int(passed.sum())
-            low, high = (low + step, high) if moves_low else (low, high - step)
+        if fit[low] == fit[high]:
+            for coin in draws.coins(max(1, open_ - target)).tolist():
+                open_ -= int(free_n[high if coin else low])
+                low, high = (low, high - 1) if coin else (low + 1, high)
+                if open_ == target or fit[low] != fit[high]:
+                    break
             continue
-        for coin in draws.coins(max(1, open_ - target)).tolist():
-            place = high if coin else low
-            open_ -= int(free_n[place])
-            low, high = (low, high - 1) if coin else (low + 1, high)
-            if open_ == target or fit[low] != fit[high]:
-                break
+        # Until the fit changes, past the next label, or until few enough are left.
+        if fit[low] < fit[high]:
+            while right < len(labelled) and labelled[right] < low:
+                right += 1
+            end = min(labelled[right] if right < len(labelled) else high, high)
+            passed = int(before_n[end + 1] - before_n[low])
+            if passed >= open_ - target:
+                passed = open_ - target
+                end = int(frees[before_n[low] + passed - 1])
+            low = end + 1
+        else:
+            while left >= 0 and labelled[left] >= high:
+                left -= 1
+            # The fit at `high` counts what lies before it, so it changes on passing the label
+            # there.
+            end = max(labelled[left] + 1 if left >= 0 else low, low)
+            passed = int(before_n[high + 1] - before_n[end])
+            if passed >= open_ - target:
+                passed = open_ - target
+                end = int(frees[before_n[high + 1] - passed])
+            high = end - 1
+        open_ -= passed
     return low, high
-
-
-def _until(
-    free_n: np.ndarray[tuple[int], np.dtype[np.bool_]],
-    low: int,
-    high: int,
-    run: int,
-    surplus: int,
-    from_low: bool,
-) -> int:
-    """Return steps until `run` places, or `surplus` unlabelled ones, are passed."""
-    span = min(run, high - low + 1)
-    ahead = free_n[low : low + span] if from_low else free_n[high - span + 1 : high + 1][::-1]
-    passed = np.cumsum(ahead)
-    return min(span, int(np.searchsorted(passed, surplus)) + 1)
 
 
 def around(sign_n: Int64Array, threshold: int, m: int) -> Int64Array:
