@@ -8,8 +8,11 @@ a second or more.
 import contextlib
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Final, Protocol, TextIO
+
+# Takes the numbers of training: a step or an epoch, and what was seen there by name.
+Watch = Callable[[int, Mapping[str, float]], None]
 
 
 class Task(Protocol):

@@ -2,7 +2,6 @@
 
 import dataclasses
 import hashlib
-import time
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ import torch
 from feature_store.digest import canonical_json, sha256_hex
 from svp.errors import IdentityError, InputError
 from svp.finetune.checkpoint import CheckpointFile, Checkpointing
+from svp.finetune.clock import StageClock
 from svp.finetune.config import FinetuneConfig
 from svp.finetune.data import FinetuneData, hash_tensor, module_digest
 from svp.finetune.evaluation import Evaluation, evaluate, pool_scores
@@ -33,7 +33,7 @@ from svp.finetune.outputs import (
 from svp.finetune.parallel import Group, process_group
 from svp.finetune.probe import start_head
 from svp.finetune.training import Training
-from svp.progress import Progress, Silent
+from svp.progress import Progress, Silent, Watch
 from svp.provenance import hardware, now, versions
 
 
@@ -69,6 +69,7 @@ def finetune(
     probabilities: bool = False,
     restart: bool = False,
     progress: Progress | None = None,
+    watch: Watch | None = None,
 ) -> FinetuneResult:
     """Train a copy of the encoder's network with a head, evaluate it and publish it.
 
@@ -90,6 +91,8 @@ def finetune(
         probabilities: Whether `predictions.parquet` holds every class's probability.
         restart: Discard what another run left in `output` instead of refusing it.
         progress: Where to report to.
+        watch: Takes the step and the mean losses of the stretch that ends there, and at the end
+            the accuracy on held-out images.
 
     Returns:
         The model, also found in `output` by `load_model`.
@@ -130,6 +133,7 @@ def finetune(
             probabilities=probabilities,
             restart=restart,
             progress=progress if group.first else Silent(),
+            watch=watch if group.first else None,
             group=group,
         )
 
@@ -149,6 +153,7 @@ def _finetune(
     probabilities: bool,
     restart: bool,
     progress: Progress,
+    watch: Watch | None,
     group: Group,
 ) -> FinetuneResult:
     finished = _finished(output, fingerprint, restart, group)
@@ -177,7 +182,7 @@ def _finetune(
     normalisation = Normalisation.of(encoder)
     classifier = trainable_copy(encoder, len(data.class_names)).to(device)
     images = _place(data.images_N3SS, device)
-    clock = _Clock(dict(state["seconds"]) if state is not None else {})
+    clock = StageClock(dict(state["seconds"]) if state is not None else {})
     if state is None:
         with clock.measure("probe"):
             start_head(classifier, normalisation, images, data, config, seed=seed, head=head)
@@ -196,7 +201,7 @@ def _finetune(
     if state is not None:
         training.load_state_dict(state["training"])
         classifier.unit_features = state["unit_features"]
-    _train(training, checkpoint if group.first else None, clock, progress)
+    _train(training, checkpoint if group.first else None, clock, progress, watch)
 
     classifier.load_state_dict(training.evaluation_state())
     description = {
@@ -233,6 +238,8 @@ def _finetune(
         evaluation = evaluate(
             data.held_out_labels_E, predicted_N[data.held_out_rows], len(data.class_names)
         )
+        if watch is not None:
+            watch(training.step_number, {"accuracy": evaluation.accuracy})
     metrics: dict[str, Any] = {
         "fingerprint": fingerprint,
         "steps": training.step_number,
@@ -260,31 +267,12 @@ def _finetune(
     )
 
 
-class _Clock:
-    """Wall seconds per stage, added up over interrupted runs."""
-
-    def __init__(self, seconds: dict[str, float]) -> None:
-        self.seconds = {"probe": 0.0, "train": 0.0, "predict": 0.0} | seconds
-        self._stage, self._start = "", 0.0
-
-    def measure(self, stage: str) -> "_Clock":
-        self._stage = stage
-        return self
-
-    def __enter__(self) -> None:
-        self._start = time.monotonic()
-
-    def __exit__(self, *exception: object) -> None:
-        self.lap()
-
-    def lap(self) -> None:
-        moment = time.monotonic()
-        self.seconds[self._stage] += moment - self._start
-        self._start = moment
-
-
 def _train(
-    training: Training, checkpoint: CheckpointFile | None, clock: _Clock, progress: Progress
+    training: Training,
+    checkpoint: CheckpointFile | None,
+    clock: StageClock,
+    progress: Progress,
+    watch: Watch | None,
 ) -> None:
     """Take the steps that are left; save the state now and then where there is a `checkpoint`."""
 
@@ -303,7 +291,11 @@ def _train(
         clock.measure("train"),
     ):
         while training.step_number < training.total:
+            known = len(training.history)
             training.run_step()
+            if watch is not None and len(training.history) > known:
+                numbers = dict(training.history[-1])
+                watch(int(numbers.pop("step")), numbers)
             note = f"loss {training.history[-1]['loss']:.3f}" if training.history else ""
             task.advance(1, note)
             if checkpoint is not None and checkpoint.due(training.step_number):

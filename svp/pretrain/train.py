@@ -28,7 +28,7 @@ from svp.pretrain import checkpoint
 from svp.pretrain.config import BYOLConfig
 from svp.pretrain.run import Epoch, Int64Array, Run
 from svp.pretrain.stopping import Stopping
-from svp.progress import Progress, Silent
+from svp.progress import Progress, Silent, Watch
 
 _CHECKPOINT: Final = "checkpoint.pt"
 _RECORD: Final = "pretrain.json"
@@ -84,6 +84,7 @@ def pretrain(
     device: torch.device | str = "cpu",
     checkpoint_every_s: float = 60.0,
     progress: Progress | None = None,
+    watch: Watch | None = None,
 ) -> PretrainResult:
     """Pretrain a backbone by BYOL, EMAN or SimCLR and write it as an encoder folder.
 
@@ -101,6 +102,7 @@ def pretrain(
         device: Where to train.
         checkpoint_every_s: Seconds between checkpoints; 0 for one after every step.
         progress: Where to report; default: nowhere.
+        watch: Takes each epoch and its loss, spread and nearest-neighbour accuracy.
 
     Returns:
         What was seen, and where the encoder is.
@@ -141,6 +143,8 @@ def pretrain(
             if run.step % run.steps_per_epoch == 0:
                 seen = run.end_epoch(labels_N)
                 note = _describe(seen, config.epochs)
+                if watch is not None:
+                    watch(seen.epoch, _numbers(seen))
                 if seen.spread < _COLLAPSED:
                     progress.say(f"Features have collapsed: {note}. Lower lr or raise momentum0.")
             task.advance(run.batch, note)
@@ -191,6 +195,11 @@ def _finished(output: Path, identity: Mapping[str, Any]) -> PretrainResult:
     result = record["result"]
     history = tuple(Epoch(**seen) for seen in result.pop("history"))
     return PretrainResult(output=output, history=history, **result)
+
+
+def _numbers(seen: Epoch) -> dict[str, float]:
+    known = {} if seen.knn is None else {"knn_acc": seen.knn}
+    return {"loss": seen.loss, "spread": seen.spread, **known}
 
 
 def _publish(run: Run, output: Path, identity: Mapping[str, Any], *, images: int) -> PretrainResult:

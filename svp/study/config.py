@@ -14,6 +14,7 @@ from typing import Any, Final, Literal
 from svp.errors import InputError
 from svp.study.prices import PricesSection
 from svp.study.tables import from_table, to_table
+from svp.study.tracking import check_trackers
 
 STUDY_FILE: Final = "study.toml"
 
@@ -195,6 +196,20 @@ class FinetuneSection:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class TrackingSection:
+    """Where the numbers of rounds and trainings go beside the study's `metrics.jsonl`.
+
+    Attributes:
+        to: Of `tensorboard`, `mlflow` and `wandb`; each is an extra to install.
+    """
+
+    to: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        check_trackers(self.to)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class StudyConfig:
     """One labelling campaign.
 
@@ -208,6 +223,7 @@ class StudyConfig:
         strategy: How items are chosen.
         refresh: When features are computed anew.
         finetune: The final training.
+        tracking: Where numbers go.
         prices: What labels, machines and storage cost, for `svp plan`; None: not stated.
     """
 
@@ -220,6 +236,7 @@ class StudyConfig:
     strategy: StrategySection = dataclasses.field(default_factory=StrategySection)
     refresh: RefreshSection = dataclasses.field(default_factory=RefreshSection)
     finetune: FinetuneSection = dataclasses.field(default_factory=FinetuneSection)
+    tracking: TrackingSection = dataclasses.field(default_factory=TrackingSection)
     prices: PricesSection | None = None
 
     def __post_init__(self) -> None:
@@ -310,6 +327,7 @@ _SECTIONS: Final[Mapping[str, tuple[str, ...]]] = {
         "replaces keys of [finetune] for that training.",
     ),
     "finetune": ("The final training; `svp finetune` uses its defaults for what is not here.",),
+    "tracking": ('Rounds and trainings also to "tensorboard", "mlflow", "wandb".',),
     "prices": ("What things cost on the day `as_of`, for `svp plan`.",),
 }
 

@@ -1,6 +1,7 @@
 """Pretrain an encoder on the images of a source."""
 
 import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -9,6 +10,7 @@ import numpy as np
 
 from svp.errors import InputError
 from svp.progress import Progress, Silent
+from svp.study.tracking import check_trackers, open_tracking
 
 if TYPE_CHECKING:
     from svp.pretrain.config import BYOLConfig, Method
@@ -31,6 +33,7 @@ def pretrain_source(
     seed: int = 0,
     workers: int = 0,
     device: str = "cpu",
+    trackers: Sequence[str] = (),
     progress: Progress | None = None,
 ) -> "PretrainResult":
     """Decode the images of `source` once and pretrain on them.
@@ -50,6 +53,7 @@ def pretrain_source(
         seed: Decides weights, order and views.
         workers: Decoding threads; 0 = one per core.
         device: Where to train.
+        trackers: Beside `metrics.jsonl` in `output`; see `svp.study.tracking`.
         progress: Where to report.
 
     Raises:
@@ -60,6 +64,7 @@ def pretrain_source(
     from svp.pretrain.train import preprocessing_of, pretrain
 
     progress = progress if progress is not None else Silent()
+    check_trackers(trackers)
     config = pretraining_config(preset, method, views=views, flip=flip, overrides=overrides or {})
     opened = open_source(source)
     pool = opened.scan(cache=DigestCache.default(), progress=progress).pool
@@ -86,15 +91,17 @@ def pretrain_source(
     labels = pool.labels or (None,) * len(pool)
     classes = {name: y for y, name in enumerate(sorted({x for x in labels if x is not None}))}
     labels_N = np.array([classes.get(labels[row] or "", -1) for row in kept], dtype=np.int64)
-    return pretrain(
-        images_N3SS,
-        config,
-        seed=seed,
-        output=output,
-        labels_N=labels_N if len(classes) > 1 else None,
-        device=device,
-        progress=progress,
-    )
+    with open_tracking(output, trackers) as tracking:
+        return pretrain(
+            images_N3SS,
+            config,
+            seed=seed,
+            output=output,
+            labels_N=labels_N if len(classes) > 1 else None,
+            device=device,
+            progress=progress,
+            watch=functools.partial(tracking.log, "pretrain"),
+        )
 
 
 def pretraining_config(

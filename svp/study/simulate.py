@@ -110,8 +110,15 @@ def simulate(
     wanted = [(n, k, s) for s in config.seeds for k in config.proxies for n in names]
     found = {key: read_cell(cell_path(folder, *key)) for key in wanted}
     missing = [key for key, cell in found.items() if cell is None]
-    tracking = open_tracking(folder, trackers) if missing else None
-    with progress.task("Simulating", len(wanted), "runs") as task:
+    if trackers and len(missing) < len(wanted):
+        progress.say(
+            f"{len(wanted) - len(missing)} runs were finished before: their numbers are in "
+            f"{folder / 'results.csv'} and do not go to a tracker again."
+        )
+    with (
+        open_tracking(folder, trackers if missing else ()) as tracking,
+        progress.task("Simulating", len(wanted), "runs") as task,
+    ):
         task.advance(len(wanted) - len(missing))
         for key, done in _run_missing(
             stage, study, config, missing, strategies, proxies, executor, task, memory_bytes
@@ -120,10 +127,7 @@ def simulate(
                 cell_path(folder, *key), {"schema": "svp.cell/1", **dataclasses.asdict(done)}
             )
             found[key] = done
-            if tracking is not None:
-                _track(tracking, done)
-    if tracking is not None:
-        tracking.close()
+            _track(tracking, done)
     ordered = [
         cell
         for kind in config.proxies

@@ -1,7 +1,7 @@
 """Where numbers go while they are made: JSON lines always, and trackers that are asked for.
 
 A tracker is never a reason to fail: the first error of each is logged as one warning, and then it
-is left alone.
+is left alone. A run that is continued, by name, stays one run.
 """
 
 import dataclasses
@@ -9,10 +9,13 @@ import importlib
 import json
 import logging
 import math
+import os
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, Protocol
 
+from feature_store.digest import sha256_hex
 from svp.errors import InputError
 from svp.provenance import now
 
@@ -78,8 +81,12 @@ class MLflow:
     """One MLflow run per run; where they go is MLflow's own setting (MLFLOW_TRACKING_URI)."""
 
     def __init__(self, module: Any, folder: Path) -> None:
+        # A server that is gone must not hold up a run for MLflow's own four minutes a number.
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+        self._metric = module.entities.Metric
         self._client = module.MlflowClient()
-        name = f"svp {folder.name}"
+        name = f"svp {_title(folder)}"
         experiment = self._client.get_experiment_by_name(name)
         self._experiment = (
             experiment.experiment_id
@@ -89,12 +96,22 @@ class MLflow:
         self._ids: dict[str, str] = {}
 
     def log(self, run: str, step: int, metrics: Mapping[str, float]) -> None:
-        """Log metrics."""
+        """Log metrics, all in one request."""
         if run not in self._ids:
-            made = self._client.create_run(self._experiment, run_name=run)
-            self._ids[run] = made.info.run_id
-        for name, value in metrics.items():
-            self._client.log_metric(self._ids[run], name, value, step=step)
+            self._ids[run] = self._found(run) or str(
+                self._client.create_run(self._experiment, run_name=run).info.run_id
+            )
+        at = int(time.time() * 1000)
+        self._client.log_batch(
+            self._ids[run],
+            metrics=[self._metric(name, value, at, step) for name, value in metrics.items()],
+        )
+
+    def _found(self, run: str) -> str | None:
+        named = self._client.search_runs(
+            [self._experiment], filter_string=f"attributes.run_name = '{run}'", max_results=1
+        )
+        return str(named[0].info.run_id) if named else None
 
     def close(self) -> None:
         """End the runs."""
@@ -112,19 +129,36 @@ class WandB:
 
     def log(self, run: str, step: int, metrics: Mapping[str, float]) -> None:
         """Log numbers; the runs come one after the other."""
-        if run != self._name:
+        if run != self._name or self._run is None:
             self.close()
+            title = _title(self._folder)
             self._run = self._module.init(
-                name=run, group=self._folder.name, dir=str(self._folder), reinit=True
+                name=run,
+                group=title,
+                id=sha256_hex(f"{self._folder.resolve()}/{run}".encode())[:16],
+                resume="allow",
+                dir=str(self._folder),
+                # Our own output stays ours, and nobody waits for a server or a key.
+                settings=self._module.Settings(
+                    silent=True, console="off", init_timeout=30, login_timeout=30
+                ),
             )
+            self._run.define_metric("step")
+            self._run.define_metric("*", step_metric="step")
             self._name = run
-        self._run.log({**metrics, "labels": step})
+        self._run.log({**metrics, "step": step})
 
     def close(self) -> None:
         """End the run."""
         if self._run is not None:
-            self._run.finish()
-            self._run = None
+            run, self._run = self._run, None
+            run.finish()
+
+
+def _title(folder: Path) -> str:
+    """Return a name for a folder that says which study it is of."""
+    parts = folder.resolve().parts
+    return "/".join(parts[-3:]) if "simulation" in parts[-2:] else parts[-1]
 
 
 _CLASSES: Final[Mapping[str, Callable[[Any, Path], Tracker]]] = {
@@ -139,6 +173,12 @@ class Tracking:
     """Several trackers as one that never raises."""
 
     trackers: dict[str, Tracker]
+
+    def __enter__(self) -> "Tracking":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
 
     def log(self, run: str, step: int, metrics: Mapping[str, float]) -> None:
         """Hand numbers to every tracker that still works."""
@@ -158,15 +198,11 @@ class Tracking:
             LOG.warning("%s no longer receives numbers: %s: %s", name, type(error).__name__, error)
 
 
-def open_tracking(folder: Path, names: Sequence[str] = ()) -> Tracking:
-    """Open the trackers of a folder: `metrics.jsonl`, and those named.
-
-    Args:
-        folder: Of the study or the simulation.
-        names: Of `TRACKERS`. One that is not installed or cannot start is warned of and left out.
+def check_trackers(names: Sequence[str]) -> None:
+    """Make sure that trackers have a known name.
 
     Raises:
-        InputError: A name is unknown.
+        InputError: One has not.
     """
     unknown = [name for name in names if name not in _MODULES]
     if unknown:
@@ -174,6 +210,19 @@ def open_tracking(folder: Path, names: Sequence[str] = ()) -> Tracking:
             f"A tracker must be one of {', '.join(TRACKERS)}. Got {', '.join(unknown)}. "
             "Choose one of them."
         )
+
+
+def open_tracking(folder: Path, names: Sequence[str] = ()) -> Tracking:
+    """Open the trackers of a folder: `metrics.jsonl`, and those named. Close it, or use `with`.
+
+    Args:
+        folder: Of the study, the simulation or the encoder.
+        names: Of `TRACKERS`. One that is not installed or cannot start is warned of and left out.
+
+    Raises:
+        InputError: A name is unknown.
+    """
+    check_trackers(names)
     trackers: dict[str, Tracker] = {}
     try:
         trackers["json lines"] = JsonLines(folder / LINES)
