@@ -15,6 +15,7 @@ from svp.cli import (
     models,
     plan,
     pool,
+    probing,
     protocols,
     reading,
     receipts,
@@ -82,5 +83,6 @@ app.command("report")(reading.report)
 app.command("pretrain")(training.pretrain)
 app.add_typer(upkeep.store_app, name="store")
 app.add_typer(catalog.strategies_app, name="strategies")
+catalog.encoders_app.command("probe")(probing.probe)
 app.add_typer(catalog.encoders_app, name="encoders")
 app.command("doctor")(reading.doctor)

@@ -17,6 +17,7 @@ from svp.cli.options import (
     resolve_device,
 )
 from svp.cli.output import emit
+from svp.cli.probing import probe_text
 from svp.errors import InputError
 from svp.progress import Silent, automatic
 
@@ -57,6 +58,13 @@ def pretrain(
         str | None,
         typer.Option("--exclude-split", help="Leave out the items of this split of the source."),
     ] = "test",
+    probe: Annotated[
+        bool, typer.Option("--probe", help="Afterwards measure it, as svp encoders probe does.")
+    ] = False,
+    store: Annotated[
+        str | None,
+        typer.Option("--store", envvar="SVP_STORE", help="With --probe: where embeddings go."),
+    ] = None,
     seed: Annotated[
         int, typer.Option("--seed", min=0, help="Decides weights, order and views.")
     ] = 0,
@@ -69,12 +77,16 @@ def pretrain(
 ) -> None:
     """Pretrain an encoder on your own images, without labels. Killed? Run it again.
 
-    Example:
+    Examples:
 
       svp pretrain --source photos --output encoder --epochs 10
+
+      svp pretrain --source photos --output encoder --method simclr --probe --store store
     """
     from svp.study.pretraining import pretrain_source
 
+    if probe and store is None:
+        raise InputError("--probe must come with --store. Got none. Add --store store.")
     given: dict[str, Any] = {
         "arch": arch,
         "image_size": image_size,
@@ -99,12 +111,26 @@ def pretrain(
     )
     knn = [epoch.knn for epoch in done.history if epoch.knn is not None]
     monitor = f" Nearest-neighbour accuracy {knn[-1]:.1%} (by the source's labels)." if knn else ""
+    probed = None
+    if probe and store is not None:
+        from svp.study.probing import probe_source
+
+        probed = probe_source(
+            str(output),
+            source,
+            store,
+            seed=seed,
+            workers=workers,
+            device=resolve_device(device),
+            progress=automatic(),
+        )
+    measured = "" if probed is None else f"\n{probe_text(probed)}"
     emit(
         "svp.pretrain/1",
-        {"result": done, "loss": done.loss, "spread": done.spread},
+        {"result": done, "loss": done.loss, "spread": done.spread, "probe": probed},
         f"Wrote {done.output}: {done.steps:,} steps, {done.images_per_s:,.0f} images/s, "
         f"loss {done.loss:.3f}, feature spread {done.spread:.3f} (0 = collapsed).{monitor} "
-        f"Next: svp init STUDY --source … --encoder {done.output} --store STORE",
+        f"Next: svp init STUDY --source … --encoder {done.output} --store STORE{measured}",
         as_json=as_json,
         result_file=result_file,
     )
