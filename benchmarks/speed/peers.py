@@ -57,7 +57,7 @@ class Comparison:
         peer: `plain`, `sklearn`, or the clone: `labelbench`, `asvp`, `distil`, `zeyademam`.
         method: Its name there.
         same: What must agree: `picks`, `radius` (of the cover), `potential` (of the gradients),
-            or nothing, where both draw at random.
+            `trace` (of BAIT), or nothing, where both draw at random.
         linear: Whether its time is linear in the batch, so that a long one can be projected.
     """
 
@@ -85,8 +85,9 @@ COMPARISONS: Final = (
         linear=True,
     ),
     Comparison(strategy="direct:form=published", peer="labelbench", method="direct", same=""),
-    Comparison(strategy="bait", peer="labelbench", method="bait", same="", linear=True),
+    Comparison(strategy="bait", peer="labelbench", method="bait", same="trace", linear=True),
     Comparison(strategy="margin", peer="asvp", method="margin"),
+    Comparison(strategy="entropy", peer="asvp", method="entropy"),
     Comparison(strategy="coreset", peer="asvp", method="coreset", same="radius", linear=True),
     Comparison(strategy="margin", peer="distil", method="MarginSampling"),
     Comparison(strategy="entropy", peer="distil", method="EntropySampling"),

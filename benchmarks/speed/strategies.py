@@ -25,7 +25,7 @@ seconds are the whole call; a peer that starts from stored predictions is given 
 softmax on top, marked `forward_s`. One that takes longer than `--peer-limit-s` is projected from
 two small batches where its time is linear in the batch, and says so, or else `more than`.
 Agreement: how many of the picks are the same, how many first ones are in the same order, and, for
-covers and gradients, the covering radius or the potential of both.
+covers, gradients and designs, the covering radius, the potential or the trace of both.
 """
 
 import argparse
@@ -47,6 +47,8 @@ from benchmarks.speed.peers import CLONES, COMPARISONS, Comparison
 from svp.strategies.base import Budget, Int64Array
 from svp.strategies.catalog import STRATEGIES, build_strategy
 from svp.strategies.cost import Cost, PoolShape
+from svp.strategies.information import Design, Items
+from svp.strategies.principal import Principal
 
 _SCHEMA: Final = "svp.benchmarks.strategies/2"
 _CPU_LIMIT_S: Final = 600.0
@@ -219,6 +221,23 @@ def _potential(pool: pools.Pool, rows: Int64Array) -> float:
     return total
 
 
+def _trace(pool: pools.Pool, rows: Int64Array) -> float:
+    """Return BAIT's trace with these labelled too, on 30 principal axes and without its ridge."""
+    view = pool.view()
+    principal = Principal(view, 0, Budget(device=pool.device), dims=30)
+
+    def items(chosen: Int64Array) -> Items:
+        index = torch.from_numpy(chosen).to(pool.device)
+        p = pool.proxy.logits(pool.x_Nd[index].float()).double().softmax(dim=1)
+        return Items(principal.rows(chosen), p)
+
+    target = items(np.arange(pool.case.n)).information() / pool.case.n
+    known = items(np.concatenate([view.labelled_L, rows])).information()
+    # Hardly anything, so that it can be inverted.
+    known.diagonal().add_(1e-6)
+    return Design(known, target).trace
+
+
 def _agreement(pool: pools.Pool, ours: Int64Array, theirs: Int64Array, same: str) -> dict[str, Any]:
     picks = min(len(ours), len(theirs))
     # Of a projected peer only the first picks are there.
@@ -229,7 +248,7 @@ def _agreement(pool: pools.Pool, ours: Int64Array, theirs: Int64Array, same: str
         "equal": len(np.intersect1d(ours, theirs)),
         "same_order_first": int(differ[0]) if len(differ) else picks,
     }
-    measure = {"radius": _radius, "potential": _potential}.get(same)
+    measure = {"radius": _radius, "potential": _potential, "trace": _trace}.get(same)
     if measure is not None and found["equal"] < picks:
         found |= {same: measure(pool, ours), f"peer_{same}": measure(pool, theirs)}
     return found
