@@ -228,9 +228,11 @@ def _finetune(
         precision=config.precision,
         description=description,
     )
-    with progress.task("predict", None, "images"), clock.measure("predict"):
-        share = group.share(len(images))
-        own_NC = model.probabilities(images[share]).to(device)
+    share = group.share(len(images))
+    own = images[share]
+    with progress.task("predict", len(own), "images") as task, clock.measure("predict"):
+        own_NC = model.probabilities(own).to(device)
+        task.advance(len(own))
         probs_NC = group.gather(own_NC, len(images)).cpu()
     predicted_N = probs_NC.argmax(dim=1).numpy()
     evaluation = None
