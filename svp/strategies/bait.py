@@ -61,7 +61,7 @@ class Bait:
     exactness: ClassVar[str] = "approx:swap"
     source: ClassVar[str] = "Ash et al. 2021, algorithm 1; LabelBench, appendix G"
     scaling: ClassVar[str] = "N (C dims)^2 + b proposals (C dims)^2"
-    instead: ClassVar[str] = "bait_regression"
+    instead: ClassVar[str] = "bait with dims = 10, or bait_regression"
 
     form: Literal["swap", "greedy"] = "swap"
     dims: int = 30

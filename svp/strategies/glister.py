@@ -54,7 +54,7 @@ class Glister:
     exactness: ClassVar[str] = "exact"
     source: ClassVar[str] = "Killamsetty et al. 2021, algorithm 1"
     scaling: ClassVar[str] = "b / refresh_every * N h C"
-    instead: ClassVar[str] = "badge"
+    instead: ClassVar[str] = "glister with refresh_every = 100, or badge"
 
     eta: float = 0.01
     labelled_step: Literal["mean", "sum"] = "mean"

@@ -8,7 +8,6 @@ Shapes: n = rows, C = classes, m = C - 1, r = width of x, D = m r, B = items at 
 import dataclasses
 from typing import Final
 
-import numpy as np
 import torch
 
 from svp.errors import InputError
@@ -59,16 +58,23 @@ class Items:
     def information(self) -> torch.Tensor:
         """Return the sum of all informations, (D, D) float64."""
         m, r = self._basis_Cm.shape[1], self._x_nr.shape[1]
-        total = torch.zeros(m * m, r * r, dtype=torch.float64, device=self._x_nr.device)
-        step = max(1, _ENTRIES // max(m * m, r * r, self._p_nC.shape[1] ** 2))
+        classes = self._p_nC.shape[1]
+        total_DD = self._x_nr.new_zeros(m * r, m * r)
+        spread_CR = self._x_nr.new_zeros(classes, r * r)
+        # Of P = diag p - p p' the second part is one product of tall matrices, and of the first
+        # every class needs but one moment: never a C x C matrix per item.
+        step = max(256, _ENTRIES // max(m * r, r * r, classes))
         for start in range(0, len(self), step):
-            places = np.arange(start, min(start + step, len(self)), dtype=np.int64)
-            x_Br, a_BmC = self.take(places)
-            p_Bmm = a_BmC @ a_BmC.transpose(1, 2)
-            pairs_Brr = x_Br[:, :, None] * x_Br[:, None, :]
-            total += p_Bmm.reshape(len(places), -1).T @ pairs_Brr.reshape(len(places), -1)
-        square = total.reshape(m, m, r, r).permute(0, 2, 1, 3).reshape(m * r, m * r)
-        return (square + square.T) / 2.0
+            x_Br, p_BC = self._x_nr[start : start + step], self._p_nC[start : start + step]
+            pairs_BR = (x_Br[:, :, None] * x_Br[:, None, :]).flatten(1)
+            spread_CR += p_BC.T @ pairs_BR
+            both_BD = ((p_BC @ self._basis_Cm)[:, :, None] * x_Br[:, None, :]).flatten(1)
+            total_DD -= both_BD.T @ both_BD
+        total_mrmr = total_DD.view(m, r, m, r)
+        for row in range(m):
+            of_row_mC = (self._basis_Cm[:, row, None] * self._basis_Cm).T
+            total_mrmr[row] += (of_row_mC @ spread_CR).view(m, r, r).permute(1, 0, 2)
+        return (total_DD + total_DD.T) * (self._weight / 2.0)
 
 
 class Design:
@@ -90,8 +96,8 @@ class Design:
                 "bait.ridge must be large enough to invert the information of the labelled images "
                 "and the batch. Got a singular matrix. Raise bait.ridge, or lower bait.dims."
             )
-        self._inverse_DD = torch.cholesky_inverse(factor_DD)
-        self._product_DD = self._inverse_DD @ target_DD @ self._inverse_DD
+        self._inverse_DD = torch.cholesky_inverse(factor_DD).contiguous()
+        self._product_DD = (self._inverse_DD @ target_DD @ self._inverse_DD).contiguous()
         self.trace = float((self._inverse_DD * target_DD).sum())
 
     def gains(self, x_Br: torch.Tensor, a_BmC: torch.Tensor, sign: float) -> torch.Tensor:
@@ -114,17 +120,20 @@ class Design:
 
     def move(self, x_r: torch.Tensor, a_mC: torch.Tensor, sign: float) -> "Move":
         """Let an item join (+1) or leave (-1); return the low-rank terms."""
+        m, r = a_mC.shape[0], x_r.shape[0]
         u_DC = (a_mC[:, None, :] * x_r[None, :, None]).reshape(-1, a_mC.shape[1])
-        y_DC, v_DC = self._inverse_DD @ u_DC, self._product_DD @ u_DC
+        # U is a (x) x: with x first, little is left to multiply by a.
+        y_DC = (self._inverse_DD.view(m * r * m, r) @ x_r).view(m * r, m) @ a_mC
+        v_DC = (self._product_DD.view(m * r * m, r) @ x_r).view(m * r, m) @ a_mC
         one = torch.eye(u_DC.shape[1], dtype=torch.float64, device=u_DC.device)
         z_CC = torch.linalg.inv(one + sign * (u_DC.T @ y_DC))
         z_CC = (z_CC + z_CC.T) / 2.0
         q_CC = u_DC.T @ v_DC
         yz_DC = y_DC @ z_CC
-        cross_DD = yz_DC @ v_DC.T
+        # Half of the square term on either side of the cross terms: one product, not two.
+        cross_DD = yz_DC @ (v_DC - 0.5 * sign * (yz_DC @ q_CC)).T
         self._inverse_DD -= sign * (yz_DC @ y_DC.T)
         self._product_DD -= sign * (cross_DD + cross_DD.T)
-        self._product_DD += yz_DC @ q_CC @ yz_DC.T
         self.trace -= sign * float((z_CC * q_CC).sum())
         return Move(y_DC=y_DC, v_DC=v_DC, z_CC=z_CC, q_CC=q_CC, sign=sign)
 
