@@ -18,6 +18,7 @@ import torch
 from benchmarks.speed.labelbench import Round, Trained
 from benchmarks.speed.machine import clock
 from svp.proxies import MLPConfig, Standardiser
+from svp.seed import derive_seed
 
 _MODULES = ("utils", "dataset_model")
 
@@ -31,7 +32,7 @@ def run(clone: Path, task: Round, config: MLPConfig, *, seed: int) -> Trained:
         config: Epochs, batch size and rate.
         seed: Of PyTorch's generator, from which it draws.
     """
-    torch.manual_seed(seed)
+    torch.manual_seed(derive_seed(seed, "peer"))
     standardiser = Standardiser.fit(task.x_Nd)
     z_Ld = standardiser(task.x_Nd[task.labelled_L]).numpy()
     y_L = task.y_N[task.labelled_L].numpy()

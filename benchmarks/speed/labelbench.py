@@ -28,6 +28,7 @@ import numpy as np
 import torch
 
 from benchmarks.speed.machine import clock
+from svp.seed import derive_seed
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -88,8 +89,11 @@ def run(
         workers: Whether loaders have as many workers as its configuration says.
     """
     settings = json.loads((clone / "configs" / "trainer" / config).read_text(encoding="utf-8"))
-    torch.manual_seed(seed)
-    np.random.seed(seed)  # noqa: NPY002  # what its mixup draws from
+    # A plain number could be the seed of the arrays: its first weights would then follow from the
+    # same draws as the centres of the classes.
+    number = derive_seed(seed, "peer")
+    torch.manual_seed(number)
+    np.random.seed(number % 2**32)  # noqa: NPY002  # what its mixup draws from
     with tempfile.TemporaryDirectory() as folder, _on_cpu(clone, workers=workers):
         return _run(settings, task, hidden_layers, Path(folder) / "x")
 

@@ -2,10 +2,10 @@
 
 LabelBench and ASVP run from clones (`benchmarks.speed.labelbench`, `benchmarks.speed.asvp`),
 scikit-learn from its package. Recipes are used as LabelBench's program runs them
-(`proxy_preset(..., as_published=True)`): an epoch leaves out its last batch unless that is full,
-and mixup does not mix labels. So both sides take the same steps at the same rates; they differ in
-their random numbers, and in that ours goes on through the unlabelled rows from epoch to epoch where
-LabelBench shuffles them anew. Both stop early on the same validation rows outside the labels.
+(`proxy_preset(..., as_published=True)`): an epoch leaves out its last batch unless that is full
+and shuffles the unlabelled rows anew, and mixup does not mix labels. So both sides take the same
+steps at the same rates and differ in their random numbers alone. Both stop early on the same
+validation rows outside the labels.
 
 LabelBench reads its feature files again in every epoch, which is its design; ours has the arrays
 in memory, where they were before the clock started. Processor time is reported beside wall time:

@@ -187,6 +187,8 @@ def _train(
     step = 0
     for epoch in range(config.epochs):
         order_ML = orders.epoch()
+        if config.unlabelled_order == "anew":
+            others.restart()
         for start, stop in bounds:
             rows_MB = order_ML[:, start:stop]
             y_MB = y_L.take(rows_MB)

@@ -69,6 +69,9 @@ class NetworkConfig:
         patience: Epochs without a lower loss on the held-out rows before training ends; the best
             epoch's weights are kept. None: all epochs. Without held-out rows it does nothing.
         unlabelled_ratio: Unlabelled rows of a step per labelled one.
+        unlabelled_order: `through` uses up one order of all unlabelled rows before it draws the
+            next, over as many epochs as that takes; `anew` draws one at the start of every epoch,
+            so that some rows are seen late or never.
         cutoff: Confidence that a pseudo-label needs; None: the rule's own.
         unlabelled_weight: Of the loss on unlabelled rows.
     """
@@ -97,6 +100,7 @@ class NetworkConfig:
     validation: float = 0.0
     patience: int | None = None
     unlabelled_ratio: int = 5
+    unlabelled_order: Literal["through", "anew"] = "through"
     cutoff: float | None = None
     unlabelled_weight: float = 1.0
 

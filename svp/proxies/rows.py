@@ -66,6 +66,10 @@ class Orders:
         )
         return order_ML if self._sample_ML is None else self._sample_ML.gather(1, order_ML)
 
+    def restart(self) -> None:
+        """Forget what is left of the permutation in use."""
+        self._left_MK = None
+
     def next(self, count: int) -> torch.Tensor:
         """Return the next `count` rows, (M, count)."""
         left = self._left_MK

@@ -313,7 +313,9 @@ def test_presets_are_the_published_numbers() -> None:
         if isinstance(config, NetworkConfig) and name.startswith("labelbench"):
             assert name.endswith(config.kind)
     program = proxy_preset("labelbench-fmow-supervised-linear", as_published=True)
-    assert program == dataclasses.replace(passive, drop_last=True, mixup_targets="larger")
+    assert program == dataclasses.replace(
+        passive, drop_last=True, unlabelled_order="anew", mixup_targets="larger"
+    )
     assert proxy_preset("asvp-paper", as_published=True) == proxy_preset("asvp-paper")
     with pytest.raises(InputError, match="Known"):
         proxy_preset("none")

@@ -1,6 +1,7 @@
 """Semi-supervised proxies: each rule against a naive one, and FlexMatch's training step by step."""
 
 import collections
+import dataclasses
 import math
 
 import pytest
@@ -18,6 +19,7 @@ from svp.proxies import (
     fit_proxy,
 )
 from svp.proxies.methods import build_rule
+from svp.proxies.rows import Orders
 from svp.pseudolabels.flexmatch import FlexMatch
 from svp.pseudolabels.freematch import FreeMatch
 from svp.pseudolabels.rule import Rule, Targets
@@ -202,6 +204,21 @@ def test_every_rule_learns_and_its_members_are_what_each_seed_trains(trainer: st
         alone, accuracy = _fit(config, seed=seed)
         torch.testing.assert_close(one.logits(x), alone.logits(x), rtol=1e-3, atol=1e-4)
         assert accuracy > 0.8
+
+
+def test_an_order_of_unlabelled_rows_is_used_up_or_drawn_anew() -> None:
+    orders = Orders(10, [torch.Generator().manual_seed(0)])
+    first = torch.cat([orders.next(4), orders.next(4), orders.next(2)], dim=1)
+    assert sorted(first[0].tolist()) == list(range(10))
+    begun = orders.next(4)
+    orders.restart()
+    assert sorted(orders.next(10)[0].tolist()) == list(range(10))
+    assert len(set(begun[0].tolist())) == 4
+    config = NetworkConfig(trainer="flexmatch", epochs=4, batch_size=8, unlabelled_ratio=3, lr=0.03)
+    anew, _ = _fit(dataclasses.replace(config, unlabelled_order="anew"))
+    through, _ = _fit(config)
+    assert anew.report.steps == through.report.steps
+    assert not torch.equal(anew.head.weight_Cd, through.head.weight_Cd)
 
 
 def test_softmatch_and_freematch_follow_their_formulas() -> None:
