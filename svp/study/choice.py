@@ -6,7 +6,7 @@ Shapes: M = items that may be labelled and have an embedding, L = labelled, U = 
 
 import dataclasses
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -264,7 +264,7 @@ def choose(
             view = dataclasses.replace(view, embeddings_Nd=place(x_Md.load(), device))
             means = dataclasses.replace(means, memory_bytes=memory_bytes - x_Md.nbytes)
     selection = run_strategy(strategy, view, budget, derive_seed(seed, "select"), budget=means)
-    picks = tuple(_picks(selection, features, learner, device))
+    picks = picks_of(selection, features, learner, device)
     clock.lap("select")
     return Choice(
         picks=picks,
@@ -334,19 +334,18 @@ def _rows(features: "Features", labels: Mapping[str, str]) -> Int64Array:
     return np.asarray(rows, dtype=np.int64)
 
 
-def _picks(
+def picks_of(
     selection: "Selection", features: "Features", learner: Learner, device: str
-) -> Iterator[Pick]:
+) -> tuple[Pick, ...]:
+    """Return what a selection of these items says of each, with the proxy's prediction."""
     from svp.strategies.base import gather
 
     predicted = None
     reasons, chance_b = selection.reasons_b, selection.probability_b
     if learner.proxy is not None:
         predicted = predict(learner, gather(features.x_Md, selection.rows_b), device)
-    for index, (row, utility) in enumerate(
-        zip(selection.rows_b.tolist(), selection.utility_b.tolist(), strict=True)
-    ):
-        yield Pick(
+    return tuple(
+        Pick(
             rank=index + 1,
             id=features.ids[row],
             uri=features.uris[row],
@@ -360,3 +359,7 @@ def _picks(
             if chance_b is None or np.isnan(chance_b[index])
             else float(chance_b[index]),
         )
+        for index, (row, utility) in enumerate(
+            zip(selection.rows_b.tolist(), selection.utility_b.tolist(), strict=True)
+        )
+    )

@@ -20,7 +20,7 @@ from svp.errors import InputError
 from svp.progress import Progress, Silent
 from svp.seed import derive_seed
 from svp.study import hierarchy, scoring
-from svp.study.choice import Choice, Clock, Plan, _picks, learner_before
+from svp.study.choice import Choice, Clock, Plan, learner_before, picks_of
 from svp.study.features import Features, split_rows
 from svp.study.learner import Learner, codes, fit_learner
 from svp.study.located import Located, RowReader, TableAddress, locate
@@ -248,7 +248,7 @@ def choose_scattered(
         selection = _of_pool(selection, candidates_U)
     chosen = pool.features(selection.rows_b)
     own = dataclasses.replace(selection, rows_b=np.arange(budget))
-    picks = tuple(_picks(own, chosen, learner, device))
+    picks = picks_of(own, chosen, learner, device)
     clock.lap("select")
     return Choice(
         picks=picks,
