@@ -1,1 +1,1 @@
-"""Pretraining on the user's own pool: BYOL and its EMAN form."""
+"""Pretraining on the user's own pool: BYOL, its EMAN form, and SimCLR."""

@@ -15,7 +15,7 @@ _MIN_VIEW_PX: Final = 8
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
-class BYOLConfig:
+class PretrainConfig:
     """How a backbone is pretrained without labels.
 
     Attributes:
@@ -150,15 +150,15 @@ class BYOLConfig:
         return settings
 
 
-def imagenet_224(method: Method = "eman") -> BYOLConfig:
+def imagenet_224(method: Method = "eman") -> PretrainConfig:
     """Return the 200-epoch recipe for photographs: ResNet-50 at 224 px, for accelerators.
 
     EMAN's; for SimCLR that of Chen et al. 2020: the rate that their appendix B.1 gives a batch of
     512, 0.075 sqrt(512), a projector of 2048 and 128 units, temperature 0.1.
     """
     if method != "simclr":
-        return BYOLConfig(method=method)
-    return BYOLConfig(
+        return PretrainConfig(method=method)
+    return PretrainConfig(
         method=method,
         lr=1.7,
         excluded="vectors",
@@ -169,13 +169,13 @@ def imagenet_224(method: Method = "eman") -> BYOLConfig:
     )
 
 
-def small_32(method: Method = "eman") -> BYOLConfig:
+def small_32(method: Method = "eman") -> PretrainConfig:
     """Return the recipe for thumbnails on a few CPU cores, tuned on CIFAR-10.
 
     A short run profits from many small steps: AdamW at batch 128 passed SGD at batch 256 within
     a third of the images. Views of 24 px cost half as much as views of 32 px.
     """
-    return BYOLConfig(
+    return PretrainConfig(
         method=method,
         arch="resnet8",
         image_size=32,

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from svp.encoders.backbones import build_backbone
-from svp.pretrain.config import BYOLConfig
+from svp.pretrain.config import PretrainConfig
 
 
 def target_momentum(step: int, total: int, momentum0: float) -> float:
@@ -58,7 +58,7 @@ class Branch(nn.Module):
         return z_Bp
 
 
-def build_branch(config: BYOLConfig, *, generator: torch.Generator) -> Branch:
+def build_branch(config: PretrainConfig, *, generator: torch.Generator) -> Branch:
     """Return a backbone and a projector with weights drawn by `generator`."""
     backbone = build_backbone(config.arch, image_size=config.image_size, generator=generator)
     features = int(backbone.num_features)  # type: ignore[arg-type]  # nn.Module attributes
@@ -77,7 +77,7 @@ class BYOLNetwork(nn.Module):
     The target never receives a gradient and follows the online branch by `follow`.
     """
 
-    def __init__(self, config: BYOLConfig, *, generator: torch.Generator) -> None:
+    def __init__(self, config: PretrainConfig, *, generator: torch.Generator) -> None:
         super().__init__()
         self._averages_statistics = config.method == "eman"
         online = build_branch(config, generator=generator)

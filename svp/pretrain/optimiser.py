@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from svp.pretrain.config import BYOLConfig
+from svp.pretrain.config import PretrainConfig
 
 
 class LARS(torch.optim.Optimizer):
@@ -65,13 +65,13 @@ class LARS(torch.optim.Optimizer):
 
 
 def is_excluded(name: str, parameter: torch.Tensor, rule: str) -> bool:
-    """Say whether a parameter neither decays nor is scaled, under BYOLConfig.excluded's rule."""
+    """Say whether a parameter neither decays nor is scaled, by PretrainConfig.excluded."""
     if rule == "eman":
         return any(part in name for part in ("bn", "downsample.1", "bias"))
     return parameter.ndim < 2
 
 
-def build_optimiser(network: nn.Module, config: BYOLConfig) -> torch.optim.Optimizer:
+def build_optimiser(network: nn.Module, config: PretrainConfig) -> torch.optim.Optimizer:
     """Return the configured optimiser over the parameters that take gradients."""
     trained = [(n, p) for n, p in network.named_parameters() if p.requires_grad]
     excluded = [p for n, p in trained if is_excluded(n, p, config.excluded)]
@@ -93,7 +93,7 @@ def build_optimiser(network: nn.Module, config: BYOLConfig) -> torch.optim.Optim
     return torch.optim.AdamW(groups, lr=config.lr)
 
 
-def learning_rate(step: int, steps_per_epoch: int, config: BYOLConfig) -> float:
+def learning_rate(step: int, steps_per_epoch: int, config: PretrainConfig) -> float:
     """Return the rate of `step`, counted from 0: linear warm-up, then half a cosine to 0."""
     total = steps_per_epoch * config.epochs
     warmup = round(steps_per_epoch * config.warmup_epochs)

@@ -13,7 +13,7 @@ import torch
 
 from svp.augment.byol import BYOLViews
 from svp.errors import InputError
-from svp.pretrain.config import BYOLConfig
+from svp.pretrain.config import PretrainConfig
 from svp.pretrain.monitor import feature_spread, features, knn_accuracy
 from svp.pretrain.network import BYOLNetwork, target_momentum
 from svp.pretrain.optimiser import build_optimiser, learning_rate
@@ -61,7 +61,7 @@ class Run:
     def __init__(
         self,
         images_u8_N3SS: torch.Tensor,
-        config: BYOLConfig,
+        config: PretrainConfig,
         *,
         seed: int,
         device: torch.device,

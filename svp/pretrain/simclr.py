@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from svp.pretrain.config import BYOLConfig
+from svp.pretrain.config import PretrainConfig
 from svp.pretrain.network import build_branch
 
 
@@ -33,7 +33,7 @@ def contrastive_loss(z1_Bp: torch.Tensor, z2_Bp: torch.Tensor, temperature: floa
 class SimCLRNetwork(nn.Module):
     """One branch; it is its own target."""
 
-    def __init__(self, config: BYOLConfig, *, generator: torch.Generator) -> None:
+    def __init__(self, config: PretrainConfig, *, generator: torch.Generator) -> None:
         super().__init__()
         self._temperature = config.temperature
         self.online = build_branch(config, generator=generator)

@@ -25,7 +25,7 @@ from svp.encoders.folder import write_encoder_folder
 from svp.encoders.preprocessing import Preprocessing, imagenet_preprocessing
 from svp.errors import InputError
 from svp.pretrain import checkpoint
-from svp.pretrain.config import BYOLConfig
+from svp.pretrain.config import PretrainConfig
 from svp.pretrain.run import Epoch, Int64Array, Run
 from svp.pretrain.stopping import Stopping
 from svp.progress import Progress, Silent, Watch
@@ -67,7 +67,7 @@ class PretrainResult:
         return self.history[-1].spread
 
 
-def preprocessing_of(config: BYOLConfig) -> Preprocessing:
+def preprocessing_of(config: PretrainConfig) -> Preprocessing:
     """Return how images must be rendered for `pretrain`, and how the new encoder will see them."""
     return dataclasses.replace(
         imagenet_preprocessing(config.image_size), mean=config.mean, std=config.std
@@ -76,7 +76,7 @@ def preprocessing_of(config: BYOLConfig) -> Preprocessing:
 
 def pretrain(
     images_u8_N3SS: torch.Tensor,
-    config: BYOLConfig,
+    config: PretrainConfig,
     *,
     seed: int,
     output: Path,
@@ -159,7 +159,7 @@ def pretrain(
     return _publish(run, output, identity, images=len(images_u8_N3SS))
 
 
-def _check(images: torch.Tensor, config: BYOLConfig, labels_N: Int64Array | None) -> None:
+def _check(images: torch.Tensor, config: PretrainConfig, labels_N: Int64Array | None) -> None:
     wanted = (3, config.image_size, config.image_size)
     if images.dtype != torch.uint8 or tuple(images.shape[1:]) != wanted:
         raise InputError(

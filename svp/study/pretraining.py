@@ -13,7 +13,7 @@ from svp.progress import Progress, Silent
 from svp.study.tracking import check_trackers, open_tracking
 
 if TYPE_CHECKING:
-    from svp.pretrain.config import BYOLConfig, Method
+    from svp.pretrain.config import Method, PretrainConfig
     from svp.pretrain.train import PretrainResult
 
 Preset = Literal["small_32", "imagenet_224"]
@@ -48,7 +48,7 @@ def pretrain_source(
         method: BYOL, its EMAN form, or SimCLR.
         views: Augmentations instead of the recipe's.
         flip: Mirror images, where the views do.
-        overrides: Fields of `BYOLConfig` instead of the recipe's.
+        overrides: Fields of `PretrainConfig` instead of the recipe's.
         exclude_split: Leave out the items of this split, so that a test set stays unseen.
         seed: Decides weights, order and views.
         workers: Decoding threads; 0 = one per core.
@@ -111,7 +111,7 @@ def pretraining_config(
     views: Views = "recipe",
     flip: bool = True,
     overrides: Mapping[str, Any] | None = None,
-) -> "BYOLConfig":
+) -> "PretrainConfig":
     """Return a preset's configuration with other values for some of its fields."""
     from svp.augment import byol
     from svp.pretrain import config as recipes

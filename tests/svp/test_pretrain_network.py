@@ -7,7 +7,7 @@ import torch
 
 from svp.augment.byol import views_digits
 from svp.errors import InputError
-from svp.pretrain.config import BYOLConfig, imagenet_224, small_32
+from svp.pretrain.config import PretrainConfig, imagenet_224, small_32
 from svp.pretrain.monitor import feature_spread, knn_accuracy
 from svp.pretrain.network import BYOLNetwork, regression_loss, target_momentum
 from svp.pretrain.optimiser import LARS, build_optimiser, is_excluded, learning_rate
@@ -30,7 +30,7 @@ def tiny(method="eman", **changes):
         "projection_dim": 8,
         "views": views_digits(),
     }
-    return BYOLConfig(**{**settings, **changes})
+    return PretrainConfig(**{**settings, **changes})
 
 
 def network(method="eman", **changes):

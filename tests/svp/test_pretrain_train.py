@@ -13,10 +13,10 @@ import torch
 
 from svp.augment.byol import views_digits
 from svp.errors import InputError
-from svp.pretrain.config import BYOLConfig
+from svp.pretrain.config import PretrainConfig
 from svp.pretrain.train import preprocessing_of, pretrain
 
-TINY = BYOLConfig(
+TINY = PretrainConfig(
     arch="resnet8",
     image_size=8,
     epochs=3,
@@ -112,7 +112,7 @@ def test_a_killed_process_resumes_to_the_same_bits(tmp_path):
         "import torch\n"
         "from svp.augment.byol import ViewsConfig\n"
         "from svp.augment.color import Jitter\n"
-        "from svp.pretrain.config import BYOLConfig\n"
+        "from svp.pretrain.config import PretrainConfig\n"
         f"TINY = {TINY!r}\n"
         "def random_images(n=72):\n"
         "    generator = torch.Generator().manual_seed(5)\n"
