@@ -71,6 +71,10 @@ def pretrain(
     workers: Annotated[
         int, typer.Option("--workers", min=0, help="Decoding threads; 0 = one per core.")
     ] = 0,
+    track: Annotated[
+        list[str] | None,
+        typer.Option("--track", help="tensorboard, mlflow or wandb too; may be repeated."),
+    ] = None,
     device: DeviceOption = "auto",
     as_json: JsonOption = False,
     result_file: ResultFileOption = None,
@@ -107,6 +111,7 @@ def pretrain(
         seed=seed,
         workers=workers,
         device=resolve_device(device),
+        trackers=track or (),
         progress=automatic(),
     )
     knn = [epoch.knn for epoch in done.history if epoch.knn is not None]
