@@ -120,11 +120,13 @@ def needs(protocol: Protocol, name: str) -> str:
     """Return what to download for a protocol, how to lay it out, and the command then."""
     data, encoder = protocol.dataset, protocol.encoder
     return (
-        f"Download {data.name} from {data.download}: {data.items:,} images to choose from and "
-        f"{data.test:,} to test on, in {data.classes} class folders each, as "
-        f"DIR/{', DIR/'.join(data.layout)} (or a manifest with columns path, label, split). "
-        f"Encoder of the paper: {encoder.published}. Then: svp simulate --protocol {name} "
-        f"--source DIR --encoder {encoder.suggested} --store STORE"
+        f"Images: download {data.name} from {data.download}: {data.items:,} to choose from and "
+        f"{data.test:,} to test on.\n"
+        f"Layout: {data.classes} class folders each, as DIR/{', DIR/'.join(data.layout)}; or a "
+        "manifest with columns path, label, split.\n"
+        f"Encoder: the paper's is {encoder.published}; --encoder {encoder.suggested}\n"
+        f"Then: svp simulate --protocol {name} --source DIR --encoder {encoder.suggested} "
+        "--store STORE"
     )
 
 
@@ -152,7 +154,7 @@ def open_protocol_study(
     ]
     if missing:
         raise InputError(
-            f"The protocol {name} must be given its data. Got no {', '.join(missing)}. "
+            f"The protocol {name} must be given its data. Got no {', '.join(missing)}.\n"
             f"{needs(protocol, name)}"
         )
     from svp.data.opening import source_exists
@@ -161,7 +163,7 @@ def open_protocol_study(
     if absent:
         raise InputError(
             f"The protocol {name} must have its data in place. Got {', '.join(absent)}, which is "
-            f"not there. {needs(protocol, name)}"
+            f"not there.\n{needs(protocol, name)}"
         )
     if (folder / "study.toml").is_file():
         return Study.open(folder)

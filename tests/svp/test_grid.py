@@ -1,8 +1,14 @@
 import csv
+import dataclasses
+import os
+import signal
 
+import distributed
 import pytest
+from cluster_material import cluster
 from study_fixtures import config_of, write_encoder, write_material
 
+from svp.cluster.dask import DaskExecutor
 from svp.cluster.executor import InProcess
 from svp.cluster.processes import Processes
 from svp.errors import InputError
@@ -101,3 +107,36 @@ def test_jobs_stop_at_cores_and_at_memory():
     assert automatic_jobs(1_281_167, 2048, cores=16, free_bytes=64 * 2**30) == 2
     assert automatic_jobs(10**9, 2048, cores=16, free_bytes=2**30) == 1
     assert available_memory() > 0
+
+
+class _Killing:
+    """A cluster that loses a worker as soon as the first cell is there."""
+
+    name = "dask"
+
+    def __init__(self, client):
+        self._inner, self._client = DaskExecutor(client), client
+        self.killed = 0
+
+    def run(self, job, parts, task):
+        for done in self._inner.run(job, parts, task):
+            if not self.killed:
+                self.killed = next(iter(self._client.run(os.getpid).values()))
+                os.kill(self.killed, signal.SIGKILL)
+            yield done
+
+
+@pytest.mark.slow
+def test_cells_are_the_same_on_a_cluster_that_loses_a_worker(study):
+    config = dataclasses.replace(CONFIG, seeds=(0, 1, 2))
+    here = simulate(study, config)
+    expected = _scores(here.folder)
+    for path in (here.folder / "cells").iterdir():
+        path.unlink()
+    with cluster() as workers, distributed.Client(workers) as client:
+        executor = _Killing(client)
+        there = simulate(study, config, executor=executor)
+        assert executor.killed not in client.run(os.getpid).values()
+    assert there.folder == here.folder
+    assert (there.cells, there.reused) == (6, 0)
+    assert _scores(there.folder) == expected
