@@ -1,6 +1,7 @@
 """`svp strategies` and `svp encoders`: what there is to choose from."""
 
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -8,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from svp.cli.options import JsonOption, ResultFileOption
-from svp.cli.output import emit, plain, table
+from svp.cli.output import emit, fitted_table, plain, table
 from svp.errors import InputError
 from svp.progress import automatic
 
@@ -44,7 +45,8 @@ def list_strategies(
 ) -> None:
     """List every strategy: family, needs, exactness, cost, source, whether it reads labels.
 
-    N is the pool, L the labels, C the classes, d and h widths, b the budget.
+    A terminal shows what fits; a pipe, --markdown and --json have it all. N is the pool, L the
+    labels, C the classes, d and h widths, b the budget.
 
     Examples:
 
@@ -55,11 +57,16 @@ def list_strategies(
     from svp.strategies.catalog import describe
 
     found = describe()
-    rows = [_listed(one) for one in found]
+    if markdown:
+        text = markdown_table(found)
+    elif sys.stdout.isatty():
+        text = fitted_table(_SHOWN, [_shown(one) for one in found])
+    else:
+        text = table(_COLUMNS, [_listed(one) for one in found])
     emit(
         "svp.strategies/1",
         {"strategies": found},
-        markdown_table(found) if markdown else table(_COLUMNS, rows),
+        text,
         as_json=as_json,
         result_file=result_file,
     )
@@ -117,6 +124,9 @@ def show_strategy(
 _COLUMNS = ["name", "family", "needs", "exactness", "cost", "reads labels", "source", "summary"]
 
 
+_SHOWN = ["name", "what it does (needs; exactness)"]
+
+
 def reads_text(one: "Description") -> str:
     """Return whether a strategy reads labels inside a batch, in a word or two."""
     if not one.uses_oracle:
@@ -135,6 +145,13 @@ def _listed(one: "Description") -> list[str]:
         one.source,
         one.summary,
     ]
+
+
+def _shown(one: "Description") -> list[str]:
+    traits = [", ".join(one.needs) or "nothing", one.exactness]
+    if one.uses_oracle and not one.pseudo:
+        traits.append("reads labels")
+    return [one.name, f"{one.summary} ({'; '.join(traits)})"]
 
 
 def markdown_table(found: "Sequence[Description]") -> str:

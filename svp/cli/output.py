@@ -8,7 +8,9 @@ import dataclasses
 import enum
 import json
 import math
+import shutil
 import sys
+import textwrap
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -77,3 +79,19 @@ def table(header: list[str], rows: list[list[str]]) -> str:
         ).rstrip()
 
     return "\n".join([line(header), *(line(row) for row in rows)])
+
+
+def fitted_table(header: list[str], rows: list[list[str]]) -> str:
+    """Return rows as aligned columns whose last one is wrapped to the terminal.
+
+    It is as wide as the terminal, at least 80 and at most 120 characters; narrower ones wrap by
+    themselves.
+    """
+    width = min(max(shutil.get_terminal_size().columns, 80), 120)
+    *short, _ = zip(header, *rows, strict=True)
+    left = sum(max(map(len, column)) + 2 for column in short)
+    lines = []
+    for row in rows:
+        first, *more = textwrap.wrap(row[-1], max(width - left, 24), break_on_hyphens=False) or [""]
+        lines += [[*row[:-1], first], *([*[""] * len(short), rest] for rest in more)]
+    return table(header, lines)
