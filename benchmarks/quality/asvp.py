@@ -27,10 +27,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from benchmarks.quality.archives import read_part
 from svp.alignment import Criterion, CriterionConfig, Verdict, class_statistics
-from svp.data import open_source
 from svp.encoders.encoder import Encoder, open_encoder
-from svp.encoders.images import decode_pool
 from svp.finetune.config import FinetuneConfig
 from svp.finetune.data import FinetuneData
 from svp.finetune.model import FinetunedModel
@@ -325,26 +324,10 @@ def _write(
 
 
 def _task(arguments: argparse.Namespace) -> Task:
-    progress = automatic()
-    source = open_source([str(arguments.data / name) for name in ("train.zip", "test.zip")])
-    pool = source.scan(progress=progress).pool
-    splits, labels = np.asarray(pool.splits), pool.labels
-    assert labels is not None
-    draw = numpy_generator(0, "subset")
-    train = np.sort(draw.permutation(np.flatnonzero(splits != "test"))[: arguments.pool])
-    test = np.sort(draw.permutation(np.flatnonzero(splits == "test"))[: arguments.test])
-    part = pool.subset(np.sort(np.concatenate([train, test])))
-    held_out = np.asarray(part.splits) == "test"
-    pool_rows, test_rows = np.flatnonzero(~held_out), np.flatnonzero(held_out)
     encoder = open_encoder(str(arguments.encoder), device="cpu")
-    images, kept, _ = decode_pool(
-        source, part.uris, encoder.preprocessing, digests=part.digests, progress=progress
-    )
-    assert len(kept) == len(part)
-    classes = tuple(sorted({str(name) for name in labels}))
-    number = {name: index for index, name in enumerate(classes)}
-    part_labels = part.labels
-    assert part_labels is not None
+    part = read_part(arguments.data, encoder, pool=arguments.pool, test=arguments.test)
+    images, ids = part.images_N3SS, part.pool.ids
+    pool_rows, test_rows = np.flatnonzero(~part.held_out_N), np.flatnonzero(part.held_out_N)
     began = time.perf_counter()
     features = torch.cat(
         [
@@ -354,12 +337,12 @@ def _task(arguments: argparse.Namespace) -> Task:
     )
     return Task(
         images=images,
-        ids=part.ids,
-        y=np.array([number[str(name)] for name in part_labels], dtype=np.int64),
-        classes=classes,
+        ids=ids,
+        y=part.y_N,
+        classes=part.classes,
         pool=pool_rows,
         test=test_rows,
-        keys=keys_of(part.ids[row] for row in pool_rows),
+        keys=keys_of(ids[row] for row in pool_rows),
         encoder=encoder,
         features=features,
         embed_s=time.perf_counter() - began,

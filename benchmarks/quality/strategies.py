@@ -24,11 +24,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from svp.data import open_source
+from benchmarks.quality.archives import read_part
 from svp.embed import StoredView, ViewConfig
 from svp.encoders.encoder import open_encoder
-from svp.encoders.images import decode_pool
-from svp.errors import InputError
 from svp.metrics import RandomCurve, accuracy, balanced_accuracy, imbalance, mean_sd
 from svp.progress import automatic
 from svp.provenance import hardware, now, versions
@@ -221,31 +219,17 @@ def tables(result: Mapping[str, Any]) -> str:
 
 
 def _tasks(arguments: argparse.Namespace) -> list[Task]:
-    progress = automatic()
-    source = open_source([str(arguments.data / name) for name in ("train.zip", "test.zip")])
-    pool = source.scan(progress=progress).pool
-    if pool.splits is None or pool.labels is None:
-        raise InputError("The archives must have class folders. Got none. Check --data.")
-    draw = numpy_generator(0, "subset")
-    splits = np.asarray(pool.splits)
-    train = draw.permutation(np.flatnonzero(splits != "test"))[: arguments.pool]
-    test = draw.permutation(np.flatnonzero(splits == "test"))[: arguments.test]
-    part = pool.subset(np.sort(np.concatenate([train, test])))
-    assert part.labels is not None
     encoder = open_encoder(str(arguments.encoder), device="cpu")
-    images, _, _ = decode_pool(
-        source, part.uris, encoder.preprocessing, digests=part.digests, progress=progress
-    )
-    held_out = np.asarray(part.splits) == "test"
-    code = {name: index for index, name in enumerate(sorted({str(n) for n in part.labels}))}
-    y = np.array([code[str(name)] for name in part.labels], dtype=np.int64)
+    part = read_part(arguments.data, encoder, pool=arguments.pool, test=arguments.test)
+    images, y, held_out = part.images_N3SS, part.y_N, part.held_out_N
+    ids, digests, code = part.pool.ids, part.pool.digests, part.classes
     features = torch.cat([encoder.features(b).float() for b in torch.split(images, 256)])
     views = []
     for name in VIEWS:
         make, found = StoredView(name, ViewConfig()), []
         for start in range(0, len(images), 256):
             some = slice(start, start + 256)
-            shown = make(images[some].float() / 255, part.digests[some])
+            shown = make(images[some].float() / 255, digests[some])
             found.append(encoder.features_of(encoder.normalise_float(shown)).float())
         views.append(torch.cat(found))
     order = np.flatnonzero(~held_out)
@@ -263,7 +247,7 @@ def _tasks(arguments: argparse.Namespace) -> list[Task]:
             x=features[torch.from_numpy(rows)],
             views=tuple(view[torch.from_numpy(rows)] for view in views),
             y=y[rows],
-            keys=keys_of(part.ids[row] for row in rows),
+            keys=keys_of(ids[row] for row in rows),
             classes=len(code),
             x_test=x_test,
             y_test=y_test,
