@@ -263,7 +263,9 @@ def simulation_text(done: "SimulationResult") -> str:
         row = [strategy, proxy]
         for size in sizes:
             point = cells[strategy, proxy, size]
-            row.append(f"{point.mean['test_acc']:.1%} ±{100 * point.sd['test_acc']:.1f}")
+            # One seed has no deviation.
+            sd = f" ±{100 * point.sd['test_acc']:.1f}" if point.runs > 1 else ""
+            row.append(f"{point.mean['test_acc']:.1%}{sd}")
         rows.append(row)
     curves = table(["strategy", "proxy", *(f"{size:,} labels" for size in sizes)], rows)
     totals = []
@@ -284,8 +286,9 @@ def simulation_text(done: "SimulationResult") -> str:
     header = ["strategy", "proxy", "gain, points", "labels saved", "select s", "train s"]
     where = done.evaluation
     seeds = max((point.runs for point in done.points), default=0)
+    averaged = f"mean ± SD of {seeds} seeds" if seeds > 1 else "one seed"
     return (
-        f"Accuracy on {where['items']:,} items ({where['split']}), mean ± SD of {seeds} seeds:\n"
+        f"Accuracy on {where['items']:,} items ({where['split']}), {averaged}:\n"
         f"{curves}\n\nAgainst random on the same seeds, mean over rounds:\n"
         f"{table(header, totals) if totals else '(only random ran)'}"
     )
