@@ -19,8 +19,15 @@ IMAGE_SUFFIXES: Final = (
     ".pgm",
 )
 ARCHIVE_SUFFIXES: Final = (".zip", ".tar", ".tar.gz", ".tgz")
-# `valid` and `val` are one split.
-_SPLITS: Final = {"train": "train", "val": "val", "valid": "val", "test": "test"}
+# `val`, `valid` and `validation` are one split.
+_SPLITS: Final = {
+    "train": "train",
+    "val": "val",
+    "valid": "val",
+    "validation": "val",
+    "test": "test",
+}
+SPLITS: Final = ("train", "val", "test")
 _DRIVE: Final = re.compile(r"[A-Za-z]:")
 
 

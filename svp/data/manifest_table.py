@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, BinaryIO, Final
 
-from svp.data.item_name import canonical_split, examples
+from svp.data.item_name import SPLITS, canonical_split, examples
 from svp.data.listing import Entry
 from svp.errors import InputError
 
@@ -25,7 +25,8 @@ def read_manifest(data: BinaryIO, name: str) -> Columns:
         name: Where they come from; its end says the form.
 
     Raises:
-        InputError: If it is malformed, lacks a column, names nothing, or repeats an id.
+        InputError: If it is malformed, lacks a column, names nothing or another split than
+            train, val and test, or repeats an id.
     """
     rows = _parquet_columns(data, name) if is_parquet(name) else _csv_columns(data, name)
     missing = [column for column in _REQUIRED if column not in rows]
@@ -75,6 +76,13 @@ def _check(columns: Columns, name: str) -> None:
             raise InputError(
                 f"Every row of a manifest must have an id and a path. Got id {item_id!r} and "
                 f"path {path!r} in row {row} of {name}. Fill them or drop the row."
+            )
+    # A mistyped `test` must not become images to train on.
+    for row, split in enumerate(columns["split"], start=1):
+        if split and canonical_split(split) not in SPLITS:
+            raise InputError(
+                f"A split must be {', '.join(SPLITS[:-1])} or {SPLITS[-1]}. Got {split!r} in row "
+                f"{row} of {name}. Correct it, or leave it empty for images that may be chosen."
             )
     if len(set(ids)) < len(ids):
         counts = collections.Counter(ids)

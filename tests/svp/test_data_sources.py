@@ -265,13 +265,13 @@ def test_a_manifest_names_everything(tmp_path):
     rows = [
         ("z", "images/1.png", "cat", "train", "video 1"),
         ("a", "./images/2.png", "", "valid", ""),
-        ("m", "images/3.png", "dog", "holdout", ""),
+        ("m", "images/3.png", "dog", "test", ""),
     ]
     source = open_source(manifest(tmp_path / "pool.csv", rows))
     pool = source.scan().pool
     assert pool.ids == ("a", "m", "z")
     assert pool.labels == (None, "dog", "cat")
-    assert pool.splits == ("val", "holdout", "train")
+    assert pool.splits == ("val", "test", "train")
     assert pool.groups == (None, None, "video 1")
     assert source.read(pool.uris[0]) == png(1)
 
@@ -355,6 +355,7 @@ def test_a_manifest_cannot_escape_through_links(tmp_path, through):
         ("id,path\na\n", r"Got 1 in row 1"),
         ("id,path,path\na,1.png,2.png\n", "Got path twice"),
         ('id,path\na,"1.png\n', "well formed"),
+        ("id,path,split\na,1.png,tset\n", "train, val or test. Got 'tset' in row 1"),
     ],
 )
 def test_manifests_that_cannot_be_used(tmp_path, text, message):

@@ -80,9 +80,7 @@ def test_a_refreshed_encoder_decodes_as_its_parent(refreshed: Study) -> None:
     assert opened.identity["decoder"]["jpeg_scale"] == "reduced"
 
 
-def test_workers_embed_by_both_encoders(
-    refreshed: Study, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_workers_embed_by_both_encoders(refreshed: Study, monkeypatch: pytest.MonkeyPatch) -> None:
     alone, apart = copied(refreshed, "one"), copied(refreshed, "many")
     embed_study(alone, **SIZES)
     # The client may name the study relative to where it is; workers are elsewhere.
