@@ -1,11 +1,11 @@
 """Refreshing a study's features: who asks, what is made, what every later command reads."""
 
-import json
+import fnmatch
+import multiprocessing
 import os
+import shutil
 import signal
-import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -156,31 +156,60 @@ def test_unknown_modes_are_refused(mode: str) -> None:
         RefreshSection(mode=mode)
 
 
+def _refresh_until(path: str, published: str) -> None:
+    """Refresh a study; die when the file whose path matches is complete but not yet in its place.
+
+    An audit hook sees each file before it gets its name, so the instant does not depend on timing.
+    """
+
+    def watch(event: str, arguments: tuple[object, ...]) -> None:
+        if event in ("os.rename", "os.link") and fnmatch.fnmatch(str(arguments[1]), published):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    sys.addaudithook(watch)
+    refresh(Study.open(Path(path)), force=True)
+
+
 @pytest.mark.slow
 def test_a_killed_refresh_ends_like_an_undisturbed_one(root: Path) -> None:
-    studies = [_study(root, name) for name in ("whole", "killed")]
-    for study in studies:
-        select(study, BUDGET)
-        _answer(study, 0)
-    refresh(studies[0], force=True)
-    command = [sys.executable, "-m", "svp", "refresh", str(studies[1].path), "--force"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    kills = 0
-    for _ in range(40):
-        process = subprocess.Popen(
-            command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        )
-        # Each attempt lives a little longer, so that kills fall on every stage.
-        try:
-            process.wait(timeout=4.0 + 0.5 * kills)
-            break
-        except subprocess.TimeoutExpired:
-            os.kill(process.pid, signal.SIGKILL)
-            process.wait()
-            kills += 1
-            time.sleep(0.05)
-    assert kills > 0
-    assert encoder_in_force(studies[1]) == encoder_in_force(studies[0])
-    model = "refreshes/001/model/model.safetensors"
-    assert (studies[1].path / model).read_bytes() == (studies[0].path / model).read_bytes()
-    assert json.loads((studies[1].path / "refreshes/001/refresh.json").read_text())["forced"]
+    whole = _study(root, "whole")
+    select(whole, BUDGET)
+    _answer(whole, 0)
+    # A store of its own: what the undisturbed refresh embeds is not to be found there.
+    shutil.copytree(root / "store", root / "other-store")
+    shutil.copytree(whole.path, root / "killed")
+    settings = root / "killed" / "study.toml"
+    settings.write_text(settings.read_text().replace('"../store"', '"../other-store"'))
+    killed = Study.open(root / "killed")
+    assert killed.store_url != whole.store_url
+    refresh(whole, force=True)
+    made = encoder_in_force(whole)
+
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__, "svp.finetune.run"])
+    for published in (
+        "*/001/model/model.safetensors",  # trained, nothing of it kept
+        "*/001/model/metrics.json",  # the model is there, but not finished
+        "*/001/encoder/encoder.json",  # weights without their description
+        f"*/encoders/{made}/encoder.json",  # the store does not know the encoder yet
+        f"*/encoders/{made}/eval/segments/*/embeddings/c.*",  # not one vector is stored
+        f"*/encoders/{made}/eval/segments/*.json",  # vectors that no manifest names
+        "*/001/refresh.json",  # everything but the record
+    ):
+        process = context.Process(target=_refresh_until, args=(str(killed.path), published))
+        process.start()
+        process.join()
+        assert process.exitcode == -signal.SIGKILL, published
+        process.close()
+        assert read_refreshes(killed) == []
+        assert encoder_in_force(killed) == killed.encoder_id()
+
+    assert refresh(killed, force=True).refreshed
+    assert encoder_in_force(killed) == made
+    for file in ("model/model.safetensors", "encoder/weights.safetensors"):
+        theirs, ours = (one.refreshes_dir / "001" / file for one in (whole, killed))
+        assert theirs.read_bytes() == ours.read_bytes()
+    assert read_refreshes(killed)[0].record["forced"]
+    digests = whole.scan().pool.digests
+    x_theirs, x_ours = (one.open_store().table(made).read(digests) for one in (whole, killed))
+    assert x_theirs.tobytes() == x_ours.tobytes()
