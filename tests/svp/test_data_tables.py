@@ -91,7 +91,7 @@ def test_a_saved_data_set_with_splits_and_names(tmp_path):
     assert pool.ids == (
         "test/000000000", "train/000000000/x.png", "train/000000001", "validation/000000000",
     )  # fmt: skip
-    assert pool.splits == ("test", "train", "train", "validation")
+    assert pool.splits == ("test", "train", "train", "val")
 
 
 def test_class_names_of_the_description_and_absent_labels(tmp_path):
