@@ -171,16 +171,17 @@ def _refresh_until(path: str, published: str) -> None:
 
 
 @pytest.mark.slow
-def test_a_killed_refresh_ends_like_an_undisturbed_one(root: Path) -> None:
-    whole = _study(root, "whole")
+def test_a_killed_refresh_ends_like_an_undisturbed_one(tmp_path: Path) -> None:
+    write_material(tmp_path)
+    whole = _study(tmp_path, "whole")
     select(whole, BUDGET)
     _answer(whole, 0)
-    # A store of its own: what the undisturbed refresh embeds is not to be found there.
-    shutil.copytree(root / "store", root / "other-store")
-    shutil.copytree(whole.path, root / "killed")
-    settings = root / "killed" / "study.toml"
+    # Stores of their own: what another refresh embedded is not to be found there.
+    shutil.copytree(tmp_path / "store", tmp_path / "other-store")
+    shutil.copytree(whole.path, tmp_path / "killed")
+    settings = tmp_path / "killed" / "study.toml"
     settings.write_text(settings.read_text().replace('"../store"', '"../other-store"'))
-    killed = Study.open(root / "killed")
+    killed = Study.open(tmp_path / "killed")
     assert killed.store_url != whole.store_url
     refresh(whole, force=True)
     made = encoder_in_force(whole)
