@@ -5,6 +5,7 @@ is left alone. A run that is continued, by name, stays one run.
 """
 
 import dataclasses
+import hashlib
 import importlib
 import json
 import logging
@@ -15,7 +16,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, Protocol
 
-from feature_store.digest import sha256_hex
 from svp.errors import InputError
 from svp.provenance import now
 
@@ -135,7 +135,7 @@ class WandB:
             self._run = self._module.init(
                 name=run,
                 group=title,
-                id=sha256_hex(f"{self._folder.resolve()}/{run}".encode())[:16],
+                id=hashlib.sha256(f"{self._folder.resolve()}/{run}".encode()).hexdigest()[:16],
                 resume="allow",
                 dir=str(self._folder),
                 # Our own output stays ours, and nobody waits for a server or a key.

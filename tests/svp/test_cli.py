@@ -304,7 +304,6 @@ def test_sources(here, refused):
         "abs.csv": "inside",
         "columns.csv": "columns id and path",
         "notes.txt": "folder or end in",
-        "s3://bucket/images.zip": "local file",
         "ftp://host/images": "s3://bucket/key",
     }.items():
         assert said in refused(3, "embed", "--source", source, *rest)
@@ -384,7 +383,7 @@ def test_studies(here, refused, done):
     ("edit", "said"),
     [
         (lambda text: text.replace("seed =", "seeed ="), "Did you mean seed"),
-        (lambda text: text + "\nbogus = 1\n", "finetune.bogus"),
+        (lambda text: text + "\nbogus = 1\n", "tracking.bogus"),
         (lambda text: text.replace("[proxy]", "[proxy]\nl3 = 1"), "proxy.l3"),
         (lambda text: text.replace('"margin"', '"margn"'), "margin"),
         (lambda text: text.replace("seed = 0", "seed = -1"), "seed"),

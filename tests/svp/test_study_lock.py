@@ -46,8 +46,10 @@ def test_other_folders_and_later_calls_are_free(holder, tmp_path):
             assert (tmp_path / "other").is_dir()
 
 
-def test_an_error_frees_the_folder(tmp_path):
-    with pytest.raises(ValueError, match="inside"), alone(tmp_path, "svp select"):
+def test_an_error_frees_the_folder_and_leaves_nothing(tmp_path):
+    with pytest.raises(ValueError, match="inside"), alone(tmp_path / "new", "svp finetune"):
         raise ValueError("inside")
+    assert not (tmp_path / "new").exists()
     with alone(tmp_path, "svp select"):
-        pass
+        (tmp_path / "written").touch()
+    assert [path.name for path in tmp_path.iterdir()] == ["written"]
