@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from svp.errors import InputError
-from svp.strategies.base import Budget, Int64Array, Oracle, PoolView, Selection, Strategy
+from svp.strategies.base import BLOCK_ROWS, Budget, Int64Array, Oracle, PoolView, Selection, Strategy
 from svp.strategies.wrapper import innermost
 
 
@@ -172,9 +172,13 @@ def _check_needs(strategy: Strategy, view: PoolView, oracle: Oracle | None) -> N
 
 def _check_finite(view: PoolView, budget: Budget) -> None:
     # One fast pass: NaN and infinities survive a sum. Only then are the rows that matter examined.
+    # In parts, because the sum of float16 in float32 makes a float32 copy first.
     source = view.embeddings_Nd
-    if isinstance(source, torch.Tensor) and bool(torch.isfinite(source.sum(dtype=torch.float32))):
-        return
+    if isinstance(source, torch.Tensor):
+        parts = source.split(max(budget.tile_rows, BLOCK_ROWS))
+        sums = torch.stack([part.sum(dtype=torch.float32) for part in parts])
+        if bool(torch.isfinite(sums).all()):
+            return
     bad = 0
     for rows in (view.unlabelled_U, view.labelled_L):
         for _, tile_Td in view.tiles(rows, dataclasses.replace(budget, device=source.device)):

@@ -39,6 +39,7 @@ def pool(n, d, c, labelled):
     rows = np.arange(labelled)
     proxy = fit_proxy(x[:labelled], torch.from_numpy(y[:labelled]), c, LinearConfig(),
                       standardiser=Standardiser.fit(x), seed=0, device="cpu")
+    x = x.half()  # as stores hold them: a float32 copy of the pool would show
     return PoolView(embeddings_Nd=x, keys_N=keys_of(map(str, range(n))),
                     unlabelled_U=np.arange(labelled, n), labelled_L=rows, y_L=y[:labelled],
                     n_classes=c, proxy=proxy, views=(x, x))
@@ -95,7 +96,7 @@ pytestmark = pytest.mark.skipif(
 
 
 def test_some_strategies_hold_what_they_declare() -> None:
-    assert not _too_much(_measure(_QUICK, 20_000))
+    assert not _too_much(_measure(_QUICK, 100_000))
 
 
 @pytest.mark.slow
