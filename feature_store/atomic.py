@@ -9,12 +9,10 @@ import errno
 import json
 import os
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
-Part = bytes | memoryview | Callable[[], bytes]
-"""A piece of a file, or what makes one."""
 TEMPORARY_SUFFIX: Final = ".tmp"
 _RESERVED_BYTES: Final = 2**20
 
@@ -43,13 +41,14 @@ def create_bytes(path: str | Path, data: bytes) -> bool:
     return create_parts(Path(path), (data,))
 
 
-def create_parts(path: Path, parts: tuple[Part, ...], *, durable: bool = True) -> bool:
+def create_parts(
+    path: Path, parts: tuple[bytes | memoryview, ...], *, durable: bool = True
+) -> bool:
     """Write the concatenation of `parts` unless the file exists (put-if-absent).
 
     Args:
         path: Final name. Missing directories are made.
-        parts: Contiguous pieces, written without joining them in memory; of a function, what it
-            returns once the pieces before it are written. If it raises, there is no file.
+        parts: Contiguous pieces, written without joining them in memory.
         durable: Force content and name to disk, so that both survive a power loss.
 
     Returns:
@@ -97,15 +96,16 @@ def sync_directory(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def _temporary(path: Path, parts: tuple[Part, ...], *, durable: bool) -> Iterator[Path]:
+def _temporary(
+    path: Path, parts: tuple[bytes | memoryview, ...], *, durable: bool
+) -> Iterator[Path]:
     make_directory(path.parent)
     temporary = path.parent / f".{path.name}.{uuid.uuid4().hex[:12]}{TEMPORARY_SUFFIX}"
     try:
-        known = sum(memoryview(part).nbytes for part in parts if not callable(part))
+        views = [memoryview(part).cast("B") for part in parts]
         with temporary.open("xb", buffering=0) as file:
-            _reserve(file.fileno(), known)
-            for part in parts:
-                rest = memoryview(part() if callable(part) else part).cast("B")
+            _reserve(file.fileno(), sum(len(view) for view in views))
+            for rest in views:
                 while rest:
                     rest = rest[file.write(rest) :]
             if durable:

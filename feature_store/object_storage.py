@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
-from feature_store.atomic import Part
 from feature_store.errors import FeatureStoreError, StorageUnavailableError, StoreInputError
 from feature_store.storage import OBJECT_SCHEMES, Entry, Found
 
@@ -95,7 +94,7 @@ class ObjectStorage:
 
         return self._ask(fetch, beyond=[memoryview(b"")] * len(ranges))
 
-    def create(self, key: str, *parts: Part) -> bool:
+    def create(self, key: str, *parts: bytes | memoryview) -> bool:
         """Create an object unless it exists; the first call probes the service.
 
         An answer that gets lost makes obstore ask again and find its own object. That is reported
@@ -106,7 +105,7 @@ class ObjectStorage:
                 if not self._probed:
                     self._probe()
                     self._probed = True
-        data = b"".join(part() if callable(part) else part for part in parts)
+        data = b"".join(parts)
         deadline = time.monotonic() + PATIENCE_S
         for attempt in range(_CONFLICTS):
             try:

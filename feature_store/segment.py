@@ -12,8 +12,8 @@ import hashlib
 import json
 import os
 import platform
-from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final, NoReturn
 
 import crc32c
@@ -97,23 +97,21 @@ class SegmentWriter:
         self._check(chunk, x_Bd, failures)
         if self.is_sealed:
             return
-        ready_Bd, filled = self._filled(chunk, x_Bd, failures)
-        payload = ready_Bd.view(np.uint8).reshape(-1).data
-        # While the bytes go to the file system they are checked; what fails the check is undone.
+        payload, crc = self._payload(chunk, x_Bd, failures)
+        self._prepare()
+        if failures:
+            self._record(chunk, failures)
+        checksum = crc.to_bytes(CHECKSUM_BYTES, "little")
+        if not self._storage.waits:
+            self._create(chunk, payload, checksum)
+            return
+        # The processor is idle while a disk or a service takes the chunk; SHA-256 is slow.
         with ThreadPoolExecutor(1) as thread:
-            crc = thread.submit(self._checksum, chunk, ready_Bd, filled)
-            if failures:
-                crc.result()  # a refused chunk records none
-            self._prepare()
-            if failures:
-                self._record(chunk, failures)
-            # The processor is idle while a disk or a service takes the chunk; SHA-256 is slow.
-            hashed = thread.submit(_sha256, payload, crc) if self._storage.waits else None
-            created = self._create(chunk, payload, lambda: _trailer(crc))
-            if created and hashed is not None:
-                self._hashed[chunk.index] = crc.result(), hashed.result()
+            hashed = thread.submit(_sha256, payload, checksum)
+            if self._create(chunk, payload, checksum):
+                self._hashed[chunk.index] = crc, hashed.result()
 
-    def _create(self, chunk: Chunk, payload: memoryview, checksum: Callable[[], bytes]) -> bool:
+    def _create(self, chunk: Chunk, payload: memoryview, checksum: bytes) -> bool:
         """Create a chunk unless it is there; return whether this call did."""
         key = self._chunk_key(chunk.index)
         created = self._storage.create(key, payload, checksum)
@@ -195,10 +193,10 @@ class SegmentWriter:
                 f"Got {sorted(failures)}. Subtract the chunk's start."
             )
 
-    def _filled(
+    def _payload(
         self, chunk: Chunk, x_Bd: NDArray[Any], failures: Mapping[int, Failure]
-    ) -> tuple[NDArray[Any], int]:
-        """Return the rows to store, (chunk_rows, d), and how many of them are NaN on purpose."""
+    ) -> tuple[memoryview, int]:
+        """Return the bytes to store and their CRC-32C."""
         plan = self.plan
         ready = x_Bd.dtype == self._dtype and x_Bd.flags.c_contiguous
         if failures or not ready or len(chunk) < plan.chunk_rows:
@@ -208,20 +206,17 @@ class SegmentWriter:
                 padded[: len(chunk)] = x_Bd
             padded[list(failures)] = np.nan
             x_Bd = padded
-        return x_Bd, len(failures) + plan.chunk_rows - len(chunk)
-
-    def _checksum(self, chunk: Chunk, x_Bd: NDArray[Any], filled: int) -> int:
-        """Return the CRC-32C of rows to store; refuse other NaN than those `filled` in."""
+        allowed = len(failures) + plan.chunk_rows - len(chunk)
         finite, checksum = finite_and_checksum(x_Bd)
         if not finite:
-            broken = int((~np.isfinite(x_Bd).all(axis=1)).sum()) - filled
+            broken = int((~np.isfinite(x_Bd).all(axis=1)).sum()) - allowed
             if broken:
                 raise StoreInputError(
-                    f"Embeddings must be finite in {self.plan.dtype}. Got NaN or infinity in "
-                    f"{broken} rows of chunk {chunk.index} of segment {self.segment_id}. "
+                    f"Embeddings must be finite in {plan.dtype}. Got NaN or infinity in {broken} "
+                    f"rows of chunk {chunk.index} of segment {self.segment_id}. "
                     "Use float32, or report these items as failed."
                 )
-        return checksum
+        return x_Bd.view(np.uint8).reshape(-1).data, checksum
 
     def _prepare(self) -> None:
         if self._prepared:
@@ -376,13 +371,10 @@ class SegmentWriter:
         return size == self._payload_bytes + CHECKSUM_BYTES
 
 
-def _trailer(crc: Future[int]) -> bytes:
-    return crc.result().to_bytes(CHECKSUM_BYTES, "little")
-
-
-def _sha256(payload: memoryview, crc: Future[int]) -> str:
-    hasher = hashlib.sha256(payload)
-    hasher.update(_trailer(crc))
+def _sha256(*parts: bytes | memoryview) -> str:
+    hasher = hashlib.sha256()
+    for part in parts:
+        hasher.update(part)
     return hasher.hexdigest()
 
 

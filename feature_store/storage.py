@@ -62,7 +62,7 @@ class Storage(Protocol):
     ) -> Sequence[bytes | memoryview]:
         """Return several ranges (start, length) of one object."""
 
-    def create(self, key: str, *parts: atomic.Part) -> bool:
+    def create(self, key: str, *parts: bytes | memoryview) -> bool:
         """Create the object from the joined parts unless it exists; return whether it did."""
 
     def size(self, key: str) -> int | None:
@@ -119,7 +119,7 @@ class LocalStorage:
         """Return parts of a file."""
         return [self.get_range(key, start, length) for start, length in ranges]
 
-    def create(self, key: str, *parts: atomic.Part) -> bool:
+    def create(self, key: str, *parts: bytes | memoryview) -> bool:
         """Create a file unless it exists; the first write probes the file system."""
         if not self._probed:
             with self._probe_lock:

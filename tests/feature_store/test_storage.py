@@ -40,9 +40,8 @@ class MemoryStorage:
         return [self.get_range(key, start, length) for start, length in ranges]
 
     def create(self, key, *parts):
-        data = b"".join(part() if callable(part) else part for part in parts)
         with self.lock:
-            return self.objects.setdefault(key, data) is data
+            return self.objects.setdefault(key, data := b"".join(parts)) is data
 
     def size(self, key):
         return len(self.objects[key]) if key in self.objects else None
