@@ -6,7 +6,15 @@ import numpy as np
 import torch
 
 from svp.errors import InputError
-from svp.strategies.base import BLOCK_ROWS, Budget, Int64Array, Oracle, PoolView, Selection, Strategy
+from svp.strategies.base import (
+    BLOCK_ROWS,
+    Budget,
+    Int64Array,
+    Oracle,
+    PoolView,
+    Selection,
+    Strategy,
+)
 from svp.strategies.wrapper import innermost
 
 
