@@ -183,8 +183,13 @@ def _check_finite(view: PoolView, budget: Budget) -> None:
     # In parts, because the sum of float16 in float32 makes a float32 copy first.
     source = view.embeddings_Nd
     if isinstance(source, torch.Tensor):
-        parts = source.split(max(budget.tile_rows, BLOCK_ROWS))
-        sums = torch.stack([part.sum(dtype=torch.float32) for part in parts])
+        step = max(budget.tile_rows, BLOCK_ROWS)
+        sums = torch.stack(
+            [
+                source[start : start + step].sum(dtype=torch.float32)
+                for start in range(0, len(source), step)
+            ]
+        )
         if bool(torch.isfinite(sums).all()):
             return
     bad = 0
