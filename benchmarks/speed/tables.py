@@ -56,6 +56,11 @@ def peers(cases: Sequence[Record]) -> Iterator[str]:
                 yield _peer(case["case"]["name"], row, peer)
 
 
+def number(x: float) -> str:
+    """Return two digits of a small number and all of a large one."""
+    return f"{x:,.0f}" if x >= 99.5 else f"{x:.2g}"
+
+
 def _row(case: Record, strategy: str) -> Record | None:
     """Return the row of the default form, else of a cheaper one, else None."""
     forms = [row for row in case["rows"] if row["strategy"].split(":")[0] == strategy]
@@ -68,17 +73,17 @@ def _seconds(row: Record | None) -> str:
     if row is None or "seconds" not in row:
         return "–"
     form = row["strategy"].partition(":")[2]
-    return f"{row['seconds']:.2g}" + (f" ({form})" if form else "")
+    return number(row["seconds"]) + (f" ({form})" if form else "")
 
 
 def _peer(pool: str, row: Record, peer: Record) -> str:
-    start = f"| {pool} | {row['strategy']} | {row['seconds']:.2g} s | {peer['peer']}"
+    start = f"| {pool} | {row['strategy']} | {number(row['seconds'])} s | {peer['peer']}"
     if "seconds" not in peer:
         return f"{start} | {_why(peer)} | – | – |"
     seconds = peer["seconds"] + peer["forward_s"]
     projected = ", projected" if "projected_from" in peer else ""
-    ratio = f"{peer['times_faster']:.2g}"
-    return f"{start} | {seconds:.2g} s{projected} | {ratio} | {_same(row['strategy'], peer)} |"
+    ratio = number(peer["times_faster"])
+    return f"{start} | {number(seconds)} s{projected} | {ratio} | {_same(row['strategy'], peer)} |"
 
 
 def _why(peer: Record) -> str:
