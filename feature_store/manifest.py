@@ -7,9 +7,13 @@ from typing import Any, Final, Literal, get_args
 
 import numpy as np
 
-from feature_store.digest import canonical_json, sha256_hex
-from feature_store.errors import CorruptChunkError
-from feature_store.layout import DTYPES, FORMAT
+from feature_store.digest import HASHES, Algorithm, canonical_json, sha256_hex
+from feature_store.errors import CorruptChunkError, StoreFormatError
+from feature_store.layout import DTYPES
+
+# Format 1 named its objects' content by SHA-256. Such segments stay as they are, beside newer ones.
+_ALGORITHMS: Final[dict[int, Algorithm]] = {1: "sha256", 2: "blake3"}
+_FORMATS: Final = {algorithm: number for number, algorithm in _ALGORITHMS.items()}
 
 FailureKind = Literal["corrupt", "missing", "too_large", "transient"]
 FAILURE_KINDS: Final[tuple[str, ...]] = get_args(FailureKind)
@@ -40,8 +44,26 @@ class StoredObject:
     """Bytes, checksum included."""
     crc32c: int | None
     """Checksum of a chunk's bytes in front of the stored checksum; None for metadata."""
-    sha256: str
-    """Over all bytes of the object."""
+    digest: str
+    """Hash of all bytes of the object, in hexadecimal."""
+    algorithm: Algorithm = "blake3"
+    """What made the digest; its name in the manifest. One for all objects of a segment."""
+
+    def is_content(self, data: bytes | memoryview) -> bool:
+        """Return whether `data` is what was stored, to the last byte."""
+        if len(data) != self.size:
+            return False
+        hasher = HASHES[self.algorithm]()
+        hasher.update(data)
+        return hasher.hexdigest() == self.digest
+
+    def _entry(self) -> dict[str, Any]:
+        return {
+            "crc32c": self.crc32c,
+            "key": self.key,
+            "size": self.size,
+            self.algorithm: self.digest,
+        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,13 +115,25 @@ class SegmentManifest:
         """
         return (len(self.failures) - self.rows, -self.rows, self.id)
 
+    @property
+    def format(self) -> int:
+        """Version of the manifest: which hash names the content of its objects."""
+        (algorithm,) = {stored.algorithm for stored in self.objects()}
+        return _FORMATS[algorithm]
+
     def objects(self) -> tuple[StoredObject, ...]:
         """Return every stored object of the segment."""
         return (*self.metadata, *self.embeddings, *self.digests)
 
     def to_bytes(self) -> bytes:
         """Return the manifest as it is stored: canonical JSON that carries its own digest."""
-        body: dict[str, Any] = {"format": FORMAT, **asdict(self)}
+        objects = ("embeddings", "digests", "metadata")
+        body: dict[str, Any] = {
+            "format": self.format,
+            **{name: getattr(self, name) for name in self.__dataclass_fields__},
+            **{name: [stored._entry() for stored in getattr(self, name)] for name in objects},
+            "failures": [asdict(entry) for entry in self.failures],
+        }
         return canonical_json({**body, "sha256": sha256_hex(canonical_json(body))}) + b"\n"
 
     @classmethod
@@ -108,15 +142,23 @@ class SegmentManifest:
 
         Raises:
             CorruptChunkError: If any byte differs from what was published.
+            StoreFormatError: If a newer version of this program published it.
         """
         try:
             content = json.loads(data)
+            number = content["format"]
+            if number not in _ALGORITHMS and _is_sound(content, data):
+                raise StoreFormatError(
+                    f"The manifest of segment {segment_id} must have format "
+                    f"{' or '.join(map(str, _ALGORITHMS))}. Got {number!r}. Install a newer svp."
+                )
+            algorithm = _ALGORITHMS[number]
             body = {key: value for key, value in content.items() if key != "sha256"}
             manifest = cls(
                 **{
                     **{key: value for key, value in body.items() if key != "format"},
                     **{
-                        name: tuple(StoredObject(**entry) for entry in body[name])
+                        name: tuple(_stored(entry, algorithm) for entry in body[name])
                         for name in ("embeddings", "digests", "metadata")
                     },
                     "failures": tuple(
@@ -127,11 +169,24 @@ class SegmentManifest:
             )
             # The bytes themselves, not only their meaning: a flipped blank is damage, too.
             intact = manifest.to_bytes() == data and manifest.dtype in DTYPES
+        except StoreFormatError:
+            raise
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise _damaged(segment_id) from error
         if not intact or manifest.id != segment_id:
             raise _damaged(segment_id)
         return manifest
+
+
+def _stored(entry: Mapping[str, Any], algorithm: Algorithm) -> StoredObject:
+    return StoredObject(entry["key"], entry["size"], entry["crc32c"], entry[algorithm], algorithm)
+
+
+def _is_sound(content: Mapping[str, Any], data: bytes) -> bool:
+    """Return whether a manifest of whatever format carries its own digest."""
+    body = {key: value for key, value in content.items() if key != "sha256"}
+    again = {**body, "sha256": sha256_hex(canonical_json(body))}
+    return canonical_json(again) + b"\n" == data
 
 
 def _damaged(segment_id: str) -> CorruptChunkError:

@@ -8,7 +8,6 @@ Shapes: N = rows of the array that is filled, d = dim.
 """
 
 import functools
-import hashlib
 import io
 import itertools
 import mmap
@@ -326,7 +325,7 @@ class SegmentReader:
 
     def _checked(self, stored: StoredObject) -> bytes:
         data = self._sized(stored)
-        if hashlib.sha256(data).hexdigest() != stored.sha256:
+        if not stored.is_content(data):
             raise self._checks.damaged(stored.key, "another digest")
         return data
 

@@ -8,7 +8,6 @@ Shapes: M = planned rows, B = rows of a chunk, d = dim.
 """
 
 import datetime
-import hashlib
 import json
 import os
 import platform
@@ -22,7 +21,7 @@ from numpy.typing import NDArray
 
 from feature_store import layout
 from feature_store.checks import BLOCK_BYTES, finite_and_checksum
-from feature_store.digest import canonical_json, sha256_hex
+from feature_store.digest import HASHES, canonical_json, content_digest, sha256_hex
 from feature_store.errors import (
     CorruptChunkError,
     FeatureStoreError,
@@ -34,7 +33,7 @@ from feature_store.manifest import FailedRow, Failure, SegmentManifest, StoredOb
 from feature_store.plan import SegmentPlan
 from feature_store.storage import Storage
 
-_SEAL_THREADS: Final = min(8, os.cpu_count() or 1)  # SHA-256 is the slowest part: 1.9 GB/s each
+_SEAL_THREADS: Final = min(8, os.cpu_count() or 1)  # they hash chunks of earlier processes
 _UNRECORDED: Final = Failure("transient", "no reason was recorded")
 
 
@@ -56,7 +55,7 @@ class SegmentWriter:
         self._payload_bytes = plan.chunk_rows * self._row_bytes
         self._prepared = False
         self._hashed: dict[int, tuple[int, str]] = {}
-        """CRC-32C of the rows and SHA-256 of the whole of chunks that this writer created."""
+        """CRC-32C of the rows and digest of the whole of chunks that this writer created."""
         self.plan = plan
         self.segment_id = plan.id
 
@@ -105,9 +104,9 @@ class SegmentWriter:
         if not self._storage.waits:
             self._create(chunk, payload, checksum)
             return
-        # The processor is idle while a disk or a service takes the chunk; SHA-256 is slow.
+        # The processor is idle while a disk or a service takes the chunk.
         with ThreadPoolExecutor(1) as thread:
-            hashed = thread.submit(_sha256, payload, checksum)
+            hashed = thread.submit(content_digest, payload, checksum)
             if self._create(chunk, payload, checksum):
                 self._hashed[chunk.index] = crc, hashed.result()
 
@@ -124,7 +123,7 @@ class SegmentWriter:
     def seal(self, provenance: Mapping[str, Any] | None = None) -> SegmentManifest:
         """Publish the segment: check every stored chunk, then create the manifest from them.
 
-        Every chunk is read back, whoever wrote it. The SHA-256 of one that this writer created is
+        Every chunk is read back, whoever wrote it. The digest of one that this writer created is
         the one it took of the bytes it stored, if what is read back has their CRC-32C; that of any
         other is taken of what is read back.
 
@@ -164,7 +163,7 @@ class SegmentWriter:
             embeddings=tuple(stored for stored, _ in inspected),
             digests=self._store_digests(failed_rows),
             metadata=tuple(
-                StoredObject(key, len(data), None, sha256_hex(data))
+                StoredObject(key, len(data), None, content_digest(data))
                 for key, data in self.plan.metadata().items()
             ),
             failures=self._failed(failed_rows),
@@ -263,7 +262,7 @@ class SegmentWriter:
         """Describe a stored chunk and find its failed rows."""
         key = self._chunk_key(chunk.index)
         known_checksum, known_digest = self._hashed.get(chunk.index, (None, ""))
-        hasher = None if known_digest else hashlib.sha256()
+        hasher = None if known_digest else HASHES["blake3"]()
         checksum, size, trailer, failed = 0, 0, b"", []
         for block in self._blocks(key):
             if hasher is not None:
@@ -318,23 +317,29 @@ class SegmentWriter:
         )
 
     def _store_digests(self, failed_rows: NDArray[np.int64]) -> tuple[StoredObject, ...]:
-        digests = self.plan.digests.copy()
-        digests[failed_rows] = 0
+        digests = self.plan.digests
+        if len(failed_rows):
+            digests = digests.copy()
+            digests[failed_rows] = 0
         chunk_rows = layout.digest_chunk_rows(self.plan.rows)
         stored = []
         for chunk in layout.chunks(self.plan.rows, chunk_rows):
-            padded = np.zeros((chunk_rows, layout.DIGEST_BYTES), np.uint8)
-            padded[: len(chunk)] = digests[chunk.start : chunk.stop]
-            payload = padded.tobytes()
+            rows = digests[chunk.start : chunk.stop]
+            if len(rows) < chunk_rows:
+                padded = np.zeros((chunk_rows, layout.DIGEST_BYTES), np.uint8)
+                padded[: len(rows)] = rows
+                rows = padded
+            payload = rows.reshape(-1).data
             checksum = crc32c.crc32c(payload)
-            data = payload + checksum.to_bytes(CHECKSUM_BYTES, "little")
+            parts = payload, checksum.to_bytes(CHECKSUM_BYTES, "little")
             name = f"digests/{layout.chunk_key(chunk.index)}"
             key = f"{self._prefix}/{name}"
-            if not self._storage.create(key, data) and self._storage.get(key) != data:
+            if not self._storage.create(key, *parts) and self._storage.get(key) != b"".join(parts):
                 # From a seal before a damaged embedding chunk was replaced; not published.
                 self._storage.delete(key)
-                self._storage.create(key, data)
-            stored.append(StoredObject(name, len(data), checksum, sha256_hex(data)))
+                self._storage.create(key, *parts)
+            size = len(payload) + CHECKSUM_BYTES
+            stored.append(StoredObject(name, size, checksum, content_digest(*parts)))
         return tuple(stored)
 
     def _published(self) -> SegmentManifest:
@@ -369,13 +374,6 @@ class SegmentWriter:
     def _is_stored(self, chunk: Chunk) -> bool:
         size = self._storage.size(self._chunk_key(chunk.index))
         return size == self._payload_bytes + CHECKSUM_BYTES
-
-
-def _sha256(*parts: bytes | memoryview) -> str:
-    hasher = hashlib.sha256()
-    for part in parts:
-        hasher.update(part)
-    return hasher.hexdigest()
 
 
 def _made_by() -> dict[str, Any]:

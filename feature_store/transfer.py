@@ -4,7 +4,6 @@ A segment's objects are copied first and its manifest last, each created put-if-
 can be killed at any instant, run again, and run by several processes at once.
 """
 
-import hashlib
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -175,7 +174,7 @@ def _copy_object(
 ) -> int:
     if target.size(key) is not None:
         found = target.get(key)
-        if _is(stored, found):
+        if stored.is_content(found):
             return 0
         if _is_whole(stored, found):
             raise _conflict(key)
@@ -185,15 +184,11 @@ def _copy_object(
         data = source.get(key)
     except FileNotFoundError as error:
         raise _damaged(stored, segment, "no such object") from error
-    if not _is(stored, data):
+    if not stored.is_content(data):
         raise _damaged(stored, segment, "other bytes")
-    if not target.create(key, data) and not _is(stored, target.get(key)):
+    if not target.create(key, data) and not stored.is_content(target.get(key)):
         raise _conflict(key)
     return len(data)
-
-
-def _is(stored: StoredObject, data: bytes) -> bool:
-    return len(data) == stored.size and hashlib.sha256(data).hexdigest() == stored.sha256
 
 
 def _is_whole(stored: StoredObject, data: bytes) -> bool:

@@ -8,7 +8,7 @@ import pytest
 import zarr
 
 from feature_store import CorruptChunkError, Failure, open_store
-from feature_store.digest import sha256_hex
+from feature_store.digest import content_digest
 from feature_store.manifest import SegmentManifest, StoredObject
 
 
@@ -88,7 +88,7 @@ def test_segments_with_other_codecs_are_read_through_zarr(store, table, samples,
 def _publish(root, segment):
     def stored(path):
         data = path.read_bytes()
-        return StoredObject(str(path.relative_to(root)), len(data), None, sha256_hex(data))
+        return StoredObject(str(path.relative_to(root)), len(data), None, content_digest(data))
 
     def objects(name):
         files = sorted((root / name / "c").rglob("*"))

@@ -82,7 +82,7 @@ def stored(store: FeatureStore, encoder: Encoder, view: str = "eval") -> dict[st
     table = store.table(encoder.id, view)
     assert table.verify() == []
     return {
-        manifest.id: b"".join(chunk.sha256.encode() for chunk in manifest.embeddings)
+        manifest.id: b"".join(chunk.digest.encode() for chunk in manifest.embeddings)
         for manifest in table.segments()
     }
 

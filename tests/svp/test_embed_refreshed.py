@@ -65,7 +65,7 @@ def copied(study: Study, name: str) -> Study:
 def rows_of(study: Study) -> dict[str, list[str]]:
     store = study.open_store()
     return {
-        manifest.id: [chunk.sha256 for chunk in manifest.embeddings]
+        manifest.id: [chunk.digest for chunk in manifest.embeddings]
         for encoder_id in (study.encoder_id(), encoder_in_force(study))
         for manifest in store.table(encoder_id).segments()
     }
