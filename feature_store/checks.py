@@ -61,16 +61,22 @@ def finite_and_checksum(x_Bd: NDArray[Any]) -> tuple[bool, int]:
     Args:
         x_Bd: C-contiguous (B, d) float16 or float32.
     """
-    # The exponent bits are all ones in NaN and infinity; integer blocks are faster than isfinite.
-    bits: NDArray[Any]
+    # In NaN and infinity all bits of the exponent are set. Without a sign these are the greatest of
+    # all signed integers, with one the greatest unsigned ones: two maxima and no temporary array.
+    words: tuple[type[Any], type[Any]]
     if x_Bd.dtype.itemsize == 2:
-        bits, exponent = x_Bd.reshape(-1).view(np.uint16), 0x7C00
+        words, infinity, sign = (np.int16, np.uint16), 0x7C00, 0x8000
     else:
-        bits, exponent = x_Bd.reshape(-1).view(np.uint32), 0x7F800000
-    step = BLOCK_BYTES // bits.itemsize
+        words, infinity, sign = (np.int32, np.uint32), 0x7F800000, 0x80000000
+    signed, unsigned = (x_Bd.reshape(-1).view(word) for word in words)
+    step = BLOCK_BYTES // x_Bd.dtype.itemsize
     finite, checksum = True, 0
-    for start in range(0, len(bits), step):
-        block = bits[start : start + step]
-        finite = finite and bool((block & exponent).max() < exponent)
+    for start in range(0, len(signed), step):
+        block = unsigned[start : start + step]
+        finite = (
+            finite
+            and int(signed[start : start + step].max()) < infinity
+            and int(block.max()) < infinity + sign
+        )
         checksum = crc32c.crc32c(block.view(np.uint8).data, checksum)
     return finite, checksum

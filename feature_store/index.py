@@ -23,6 +23,7 @@ _FREE: Final = -1
 _ROWS_PER_ASKED: Final = 16  # at least, where all rows are looked at instead
 _SCANS: Final = 2  # then the table is made: a look at all rows costs an eighth of it
 _MARKS_PER_ASKED: Final = 64
+_MARKS_PER_DIGEST: Final = 8  # at least: about a tenth of them share theirs with another
 _CLOSE_PART: Final = 8  # a look is given up where it leaves more than an eighth of the rows
 _THREADS: Final = 2
 _TABLE_ROWS: Final = 2**17  # entered together: what is computed of them stays in cache
@@ -54,19 +55,45 @@ def first_occurrences(digests: NDArray[np.uint8]) -> NDArray[np.int64]:
     if len(digests) == 0:
         return np.zeros(0, np.int64)
     words_N4 = digests.view(np.uint64)
-    sorted_N = np.sort(words_N4[:, 0])
-    if not (sorted_N[1:] == sorted_N[:-1]).any():
+    # Twice, by different words: of a million distinct digests a tenth are left, then a hundredth.
+    close = _close(words_N4[:, 0])
+    close = close[_close(words_N4[close, 1])]
+    if len(close) == 0:
         return np.arange(len(digests))
-    order = np.argsort(words_N4[:, 0], kind="stable")
-    sorted_N4 = words_N4[order]
-    prefix_repeats = sorted_N4[1:, 0] == sorted_N4[:-1, 0]
-    repeats = prefix_repeats & _equal_rows(sorted_N4[1:], sorted_N4[:-1])
+    order = close[np.argsort(words_N4[close, 0], kind="stable")]
+    sorted_K4 = words_N4[order]
+    prefix_repeats = sorted_K4[1:, 0] == sorted_K4[:-1, 0]
+    repeats = prefix_repeats & _equal_rows(sorted_K4[1:], sorted_K4[:-1])
     if np.array_equal(repeats, prefix_repeats):
-        firsts = order[np.concatenate(([True], ~repeats))]
+        repeated = order[1:][repeats]
     else:
         # Different digests share eight bytes: only then is the order above not enough.
-        _, firsts = np.unique(digests.view(f"V{DIGEST_BYTES}")[:, 0], return_index=True)
-    return np.sort(firsts).astype(np.int64, copy=False)
+        _, firsts = np.unique(digests[close].view(f"V{DIGEST_BYTES}")[:, 0], return_index=True)
+        repeated = np.delete(close, firsts)
+    first = np.ones(len(digests), bool)
+    first[repeated] = False
+    return np.flatnonzero(first)
+
+
+def _close(words_N: NDArray[np.uint64]) -> NDArray[np.int64]:
+    """Return the positions, ascending, of words that share their mark with another.
+
+    Equal words do. For a million this takes a third of the time of a sort.
+    """
+    # Only slots that are written are read, so they begin with anything.
+    slots = 1 << (_MARKS_PER_DIGEST * len(words_N)).bit_length()
+    rows = np.arange(len(words_N), dtype=_row_type(len(words_N)))
+    holder = np.empty(slots, rows.dtype)
+    at = _marks(words_N, slots)
+    holder[at] = rows
+    holders = np.take(holder, at, mode="clip")
+    shared = holders != rows
+    shared[holders[shared]] = True
+    return np.flatnonzero(shared)
+
+
+def _row_type(rows: int) -> type[np.signedinteger[Any]]:
+    return np.int32 if rows < 2**31 else np.int64
 
 
 class DigestIndex:
@@ -97,7 +124,7 @@ class DigestIndex:
     def _table(self) -> tuple[NDArray[Any], int]:
         """Return the row of each slot, -1 in a free one, and how many are taken."""
         slots = 1 << max(4, (_SLOTS_PER_ROW * len(self._words_R4) - 1).bit_length())
-        table = np.full(slots, _FREE, np.int32 if len(self._words_R4) < 2**31 else np.int64)
+        table = np.full(slots, _FREE, _row_type(len(self._words_R4)))
         taken = 0
         for start in range(0, len(self._words_R4), _TABLE_ROWS):
             taken += self._enter(table, start, self._words_R4[start : start + _TABLE_ROWS])
@@ -213,13 +240,13 @@ class DigestIndex:
         """Find the rows of few digests without the table, None if it is not worth it after all."""
         asked = DigestIndex(words_N4.view(np.uint8))
         marks = np.zeros(1 << (_MARKS_PER_ASKED * len(words_N4)).bit_length(), bool)
-        marks[_marks(words_N4, len(marks))] = True
+        marks[_marks(words_N4[:, 0], len(marks))] = True
         blocks = range(0, len(self._words_R4), _TABLE_ROWS)
         close: list[NDArray[np.int64]] = [np.zeros(0, np.int64)] * len(blocks)
 
         def look(number: int) -> None:
             words_B4 = self._words_R4[blocks[number] : blocks[number] + _TABLE_ROWS]
-            marked = np.take(marks, _marks(words_B4, len(marks)), mode="clip")
+            marked = np.take(marks, _marks(words_B4[:, 0], len(marks)), mode="clip")
             close[number] = np.flatnonzero(marked) + blocks[number]
 
         each(look, range(len(blocks)), _THREADS)
@@ -257,10 +284,10 @@ def _slots(words_N4: NDArray[np.uint64], slots: int) -> NDArray[np.int64]:
     return mixed_N.astype(np.int64)
 
 
-def _marks(words_N4: NDArray[np.uint64], marks: int) -> NDArray[np.uint64]:
-    """Return the mark (N,) of each digest; `marks` is a power of two."""
+def _marks(words_N: NDArray[np.uint64], marks: int) -> NDArray[np.uint64]:
+    """Return the mark (N,) of a word of each digest; `marks` is a power of two."""
     # Quicker than slots: what is left is compared anyhow, and given up where it is too much.
-    mixed_N = words_N4[:, 0] * _MIXERS[0]
+    mixed_N = words_N * _MIXERS[0]
     mixed_N >>= np.uint64(64 - (marks.bit_length() - 1))
     return mixed_N
 

@@ -40,7 +40,7 @@ class SegmentPlan:
     @functools.cached_property
     def planned(self) -> str:
         """SHA-256 over the digests in order."""
-        return sha256_hex(self.digests.tobytes())
+        return sha256_hex(np.ascontiguousarray(self.digests).data)
 
     @functools.cached_property
     def id(self) -> str:
@@ -117,7 +117,9 @@ def plan_segments(
     row_bytes = dim * np.dtype(name).itemsize
     most = segment_rows or layout.SEGMENT_CHUNKS * (chunk_rows or layout.full_chunk_rows(row_bytes))
     plans = []
-    for attempt in np.unique(attempts).tolist():
+    # Mostly nothing failed before; sorting a million zeros takes longer than seeing that.
+    groups = np.unique(attempts).tolist() if attempts.any() else [0]
+    for attempt in groups:
         positions = np.flatnonzero(attempts == attempt)
         for start in range(0, len(positions), most):
             chosen = positions[start : start + most]
@@ -125,7 +127,7 @@ def plan_segments(
                 SegmentPlan(
                     encoder_id=encoder_id,
                     view=view,
-                    digests=digests[chosen],
+                    digests=_copied(digests, chosen),
                     positions=chosen,
                     dim=dim,
                     dtype=name,
@@ -134,6 +136,14 @@ def plan_segments(
                 )
             )
     return tuple(plans)
+
+
+def _copied(digests: NDArray[np.uint8], chosen: NDArray[np.int64]) -> NDArray[np.uint8]:
+    """Return a copy of some rows; those that follow each other are copied at once."""
+    first, last = int(chosen[0]), int(chosen[-1])
+    if last - first + 1 == len(chosen):
+        return digests[first : last + 1].copy()
+    return digests[chosen]
 
 
 def _check(digests: NDArray[np.uint8]) -> NDArray[np.uint8]:
