@@ -61,6 +61,9 @@ class LinearConfig:
             )
 
 
+_PART_ROWS: Final = 256
+
+
 class LinearProxy(Proxy):
     """A linear head on standardised embeddings."""
 
@@ -80,9 +83,20 @@ class LinearProxy(Proxy):
 
     def logits(self, x_Bd: torch.Tensor) -> torch.Tensor:
         """Return class logits, (B, C) float32."""
+        mean_d = self.standardiser.mean_d.to(x_Bd.device)
+        # On a CPU in parts whose centred copy stays in the cache, and in the heap: a larger one
+        # may be given back to the system, and cleared by it, every time.
+        step = _PART_ROWS if x_Bd.device.type == "cpu" else max(1, len(x_Bd))
         with torch.no_grad():
-            centred_Bd = x_Bd.to(torch.float32) - self.standardiser.mean_d.to(x_Bd.device)
-            return affine(centred_Bd, self._scaled_Cd, self.head.bias_C)
+            z = [
+                affine(
+                    x_Bd[start : start + step].to(torch.float32) - mean_d,
+                    self._scaled_Cd,
+                    self.head.bias_C,
+                )
+                for start in range(0, max(1, len(x_Bd)), step)
+            ]
+        return z[0] if len(z) == 1 else torch.cat(z)
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """Return standardiser and head by name."""

@@ -13,15 +13,8 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import torch
 
-from svp.strategies.base import (
-    BLOCK_ROWS,
-    Budget,
-    Float32Array,
-    Int64Array,
-    PoolView,
-    Space,
-    on_whole_block,
-)
+from svp.strategies.base import Budget, Float32Array, Int64Array, PoolView, Space
+from svp.strategies.block import BLOCK_ROWS, on_whole_block
 from svp.strategies.rank import TopK
 
 

@@ -17,15 +17,8 @@ import numpy as np
 import torch
 
 from svp.errors import InputError
-from svp.strategies.base import (
-    BLOCK_ROWS,
-    Budget,
-    Int64Array,
-    Need,
-    Oracle,
-    PoolView,
-    Selection,
-)
+from svp.strategies.base import Budget, Int64Array, Need, Oracle, PoolView, Selection
+from svp.strategies.block import BLOCK_ROWS
 from svp.strategies.cost import Cost, PoolShape
 from svp.strategies.greedy_design import (
     AHEAD,

@@ -17,15 +17,8 @@ import numpy as np
 import torch
 
 from svp.seed import numpy_generator
-from svp.strategies.base import (
-    Budget,
-    LinearHead,
-    Need,
-    Oracle,
-    PoolView,
-    Selection,
-    on_whole_block,
-)
+from svp.strategies.base import Budget, LinearHead, Need, Oracle, PoolView, Selection
+from svp.strategies.block import on_whole_block
 from svp.strategies.cost import Cost, PoolShape
 from svp.strategies.parameters import check_number, check_range
 from svp.strategies.rank import rank_scored

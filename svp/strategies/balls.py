@@ -13,7 +13,8 @@ import dataclasses
 import numpy as np
 import torch
 
-from svp.strategies.base import BLOCK_ROWS, Int64Array
+from svp.strategies.base import Int64Array
+from svp.strategies.block import BLOCK_ROWS
 from svp.strategies.distance import relative_error, square_distances
 from svp.strategies.points import Factors, Points
 

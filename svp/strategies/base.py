@@ -7,7 +7,8 @@ Two rules make a selection the same for every tile size and every order of the p
 floating-point sums depend on shapes and positions:
 
 * candidates are visited in the order of a seeded hash of their keys (`PoolView.candidates`), so
-  "the first of equals" is also the rule for ties;
+  "the first of equals" is also the rule for ties; a score of each row alone reads them as they
+  lie, where `svp.strategies.position` finds that this gives the same bits;
 * a proxy is always evaluated on blocks of exactly `BLOCK_ROWS` rows (the last one padded), so
   the same matrix product runs whatever the tile size.
 
@@ -17,13 +18,14 @@ the representation asked for, b = budget, T = rows of one block.
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, ClassVar, Final, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
 from svp.errors import InputError
+from svp.strategies.block import BLOCK_ROWS, lying, on_whole_block
 from svp.strategies.cost import Cost, PoolShape
 from svp.strategies.keys import hash_keys
 
@@ -34,8 +36,6 @@ Float64Array = npt.NDArray[np.float64]
 
 Need = Literal["embeddings", "logits", "linear_head", "labelled", "views"]
 Space = Literal["input", "hidden"]
-
-BLOCK_ROWS: Final = 1024
 
 
 class LinearHead(Protocol):
@@ -139,6 +139,8 @@ class PoolView:
         groups_N: Group of each item (a site, a camera, a patient), or None.
         state: What the same strategy returned as `Selection.state` in the round before; empty
             in its first round. JSON values; items are named by their keys, not their rows.
+        finite: Whether every embedding is known to be a finite number, as after fitting their
+            standardiser; if not, `run_strategy` reads all of them once to see.
     """
 
     embeddings_Nd: torch.Tensor | Rows
@@ -151,6 +153,7 @@ class PoolView:
     views: tuple[torch.Tensor | Rows, ...] = ()
     groups_N: Int64Array | None = None
     state: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    finite: bool = False
 
     def candidates(self, seed: int) -> Int64Array:
         """Return the rows that may be selected, in the order that decides ties under `seed`."""
@@ -177,10 +180,18 @@ class PoolView:
             view: Position in `views`; None: the plain embeddings.
         """
         source = self.embeddings_Nd if view is None else self.views[view]
+        return self._tiles(source, rows, budget)
+
+    @staticmethod
+    def _tiles(
+        source: "torch.Tensor | Rows", rows: Int64Array, budget: Budget, *, shared: bool = False
+    ) -> Iterator[tuple[slice, torch.Tensor]]:
         gathered = -(-budget.tile_rows // BLOCK_ROWS) * BLOCK_ROWS
         for start in range(0, len(rows), gathered):
             index = rows[start : start + gathered]
-            tile = gather(source, index).to(device=budget.device)
+            # A block that lies in the pool must not be written to.
+            tile = lying(source, index) if shared and isinstance(source, torch.Tensor) else None
+            tile = (gather(source, index) if tile is None else tile).to(device=budget.device)
             for inner in range(0, len(index), BLOCK_ROWS):
                 block_Td = tile[inner : inner + BLOCK_ROWS].to(torch.float32)
                 yield slice(start + inner, start + inner + len(block_Td)), block_Td
@@ -206,6 +217,23 @@ class PoolView:
         proxy = self.required_proxy()
         for part, block_Td in self.tiles(rows, budget, view):
             yield part, on_whole_block(proxy.logits, block_Td)
+
+    def utility_tiles(
+        self,
+        rows: Int64Array,
+        budget: Budget,
+        utility: Callable[[torch.Tensor], torch.Tensor],
+    ) -> Iterator[tuple[slice, torch.Tensor]]:
+        """Yield (positions in `rows`, utilities) block by block, computed on whole blocks.
+
+        Args:
+            rows: Pool rows; those that follow each other in memory are not copied.
+            budget: Device and tile size.
+            utility: Maps logits (T, C) to utilities, (T,) or (T, C).
+        """
+        proxy = self.required_proxy()
+        for part, block_Td in self._tiles(self.embeddings_Nd, rows, budget, shared=True):
+            yield part, on_whole_block(lambda x_Td: utility(proxy.logits(x_Td)), block_Td)
 
     def shape(self, b: int, budget: Budget) -> PoolShape:
         """Return the sizes that decide what a selection of `b` costs."""
@@ -237,20 +265,6 @@ def gather(source: torch.Tensor | Rows, rows_M: Int64Array) -> torch.Tensor:
     if isinstance(source, torch.Tensor):
         return source.index_select(0, torch.from_numpy(rows_M).to(source.device))
     return source.gather(rows_M)
-
-
-def on_whole_block(
-    function: Callable[[torch.Tensor], torch.Tensor], x_Td: torch.Tensor
-) -> torch.Tensor:
-    """Return `function(x_Td)` computed on exactly `BLOCK_ROWS` rows.
-
-    Matrix products of other heights run other kernels, whose last bits differ.
-    """
-    rows = len(x_Td)
-    if rows < BLOCK_ROWS:
-        x_Td = torch.nn.functional.pad(x_Td, (0, 0, 0, BLOCK_ROWS - rows))
-    with torch.no_grad():
-        return function(x_Td)[:rows]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -8,6 +8,7 @@ Shapes: C = classes, T = rows of one block, k = items kept per class, E = entrie
 """
 
 import dataclasses
+from collections.abc import Iterator
 from typing import ClassVar, Final, Literal
 
 import numpy as np
@@ -16,13 +17,16 @@ import torch
 from svp.errors import InputError
 from svp.strategies.base import Budget, Need, Oracle, PoolView, Selection
 from svp.strategies.cost import Cost, PoolShape
+from svp.strategies.keys import hash_keys
 from svp.strategies.parameters import check_choice
 from svp.strategies.polyhedron import region_distances
+from svp.strategies.position import position_free
 from svp.strategies.weights import FAR, boundary_distances, weight_distances
 
 # With more classes the quadratic programmes of the exact distance are no longer small.
 POLYHEDRON_CLASSES: Final = 32
-_HELD: Final = 2**16
+_HELD: Final = 2**14
+_SIGN: Final = np.uint64(1 << 63)  # flipped, signed numbers sort like unsigned ones
 _SPARE: Final = 64
 
 
@@ -53,10 +57,17 @@ def region_bounds(z_TC: torch.Tensor, distance_CC: torch.Tensor) -> torch.Tensor
 
 
 class _Nearest:
-    """The k nearest items of every class, of a stream."""
+    """The k nearest items of every class, of a stream.
 
-    def __init__(self, classes: int, k: int, device: torch.device) -> None:
-        self._classes, self._k = classes, k
+    Args:
+        ties_U: What decides between items at the same distance, by place, lowest first.
+        classes: C.
+        k: How many of each class.
+    """
+
+    def __init__(self, ties_U: torch.Tensor, classes: int, k: int) -> None:
+        self._ties_U, self._classes, self._k = ties_U, classes, k
+        device = ties_U.device
         self.reach_C = torch.full((classes,), torch.inf, device=device)
         self._class_E = torch.zeros(0, dtype=torch.int32, device=device)
         self._distance_E = torch.zeros(0, device=device)
@@ -78,20 +89,36 @@ class _Nearest:
         class_E, distance_E, place_E = (
             torch.cat(list(column)) for column in zip(*parts, strict=True)
         )
-        # Entries arrive by place and the sorts are stable: order is by class, distance, place.
         order = torch.argsort(distance_E, stable=True)
         order = order[torch.argsort(class_E[order], stable=True)]
-        class_E = class_E[order]
+        class_E, distance_E, place_E = class_E[order], distance_E[order], place_E[order]
+        place_E = self._untied(class_E, distance_E, place_E)
         count_C = torch.bincount(class_E, minlength=self._classes)
         first_C = count_C.cumsum(0) - count_C
         rank_E = torch.arange(len(class_E), device=class_E.device) - first_C[class_E]
         keep = rank_E < self._k
-        order = order[keep]
-        self._class_E, self._distance_E = class_E[keep], distance_E[order]
-        self._place_E = place_E[order]
+        self._class_E, self._distance_E = class_E[keep], distance_E[keep]
+        self._place_E = place_E[keep]
         full = rank_E[keep] == self._k - 1
         self.reach_C[self._class_E[full].long()] = self._distance_E[full]
         self._waiting, self._held = [], 0
+
+    def _untied(
+        self, class_E: torch.Tensor, distance_E: torch.Tensor, place_E: torch.Tensor
+    ) -> torch.Tensor:
+        """Return sorted places with those of one class at one distance in the order of ties."""
+        again_E = (class_E[1:] == class_E[:-1]) & (distance_E[1:] == distance_E[:-1])
+        if not bool(again_E.any()):
+            return place_E
+        pad = torch.nn.functional.pad
+        tied = torch.nonzero(pad(again_E, (1, 0)) | pad(again_E, (0, 1))).flatten()
+        run_E = (~pad(again_E, (1, 0))).cumsum(0)
+        place_T = place_E[tied]
+        # Keys may repeat: of such items the first in the pool comes first.
+        order = torch.argsort(place_T)
+        order = order[torch.argsort(self._ties_U[place_T[order]], stable=True)]
+        order = order[torch.argsort(run_E[tied][order], stable=True)]
+        return place_E.index_copy(0, tied, place_T[order])
 
     def lists(self) -> list[tuple[list[int], list[float]]]:
         """Return places and distances per class, nearest first."""
@@ -180,7 +207,16 @@ class _Run:
             )
         self._weight_Ch = head.weight_Cd.to(budget.device)
         self._distance_CC = weight_distances(head).to(budget.device)
-        self._rows_U = view.candidates(seed)
+        self._polyhedral = strategy.distance == "polyhedral"
+        # As they lie, if that gives the same bits; else in an order that the pool's has no part
+        # in. Programmes are solved for several rows at once, so their bits may depend on it.
+        free = not self._polyhedral and position_free(
+            view.required_proxy(), self._distances_of, view.embeddings_Nd.shape[1], budget.device
+        )
+        self._rows_U = view.unlabelled_U if free else view.candidates(seed)
+        self._ties_U = torch.from_numpy(
+            (hash_keys(view.keys_N[self._rows_U], seed) ^ _SIGN).view(np.int64)
+        ).to(budget.device)
         self._taken_U = torch.zeros(len(self._rows_U), dtype=torch.bool, device=budget.device)
         share, more = divmod(b, self._classes)
         self._quota_C = [share + (c < more) for c in range(self._classes)]
@@ -236,19 +272,27 @@ class _Run:
         self._taken_U[torch.tensor(new, dtype=torch.int64, device=self._taken_U.device)] = True
         return turns
 
+    def _distances_of(self, z_TC: torch.Tensor) -> torch.Tensor:
+        return class_distances(z_TC, self._distance_CC)
+
     def _read(self, k: int) -> _Nearest:
         self._counters["passes"] += 1
-        nearest = _Nearest(self._classes, k, self._budget.device)
-        exact = self._strategy.distance == "polyhedral"
-        for part, z_TC in self._view.logit_tiles(self._rows_U, self._budget):
-            distance_TC = class_distances(z_TC, self._distance_CC)
-            if exact:
-                self._refine(z_TC, distance_TC, nearest.reach_C, self._taken_U[part])
-            # A later item at the same distance comes after those that are kept.
-            good_TC = (distance_TC < nearest.reach_C) & ~self._taken_U[part][:, None]
+        nearest = _Nearest(self._ties_U, self._classes, k)
+        for part, distance_TC in self._tiles(nearest):
+            good_TC = (distance_TC <= nearest.reach_C) & ~self._taken_U[part][:, None]
             row_E, class_E = torch.nonzero(good_TC, as_tuple=True)
             nearest.push(class_E, distance_TC[row_E, class_E], row_E + part.start)
         return nearest
+
+    def _tiles(self, nearest: _Nearest) -> Iterator[tuple[slice, torch.Tensor]]:
+        """Yield (positions, distances (T, C)) block by block."""
+        if not self._polyhedral:
+            yield from self._view.utility_tiles(self._rows_U, self._budget, self._distances_of)
+            return
+        for part, z_TC in self._view.logit_tiles(self._rows_U, self._budget):
+            distance_TC = self._distances_of(z_TC)
+            self._refine(z_TC, distance_TC, nearest.reach_C, self._taken_U[part])
+            yield part, distance_TC
 
     def _refine(
         self,
@@ -259,7 +303,7 @@ class _Run:
     ) -> None:
         """Replace distances to classes that are not predicted by exact ones where it matters."""
         best_T1 = z_TC.argmax(dim=1, keepdim=True)
-        matters_TC = (region_bounds(z_TC, self._distance_CC) * (1.0 - 1e-5) < reach_C) & ~taken_T[
+        matters_TC = (region_bounds(z_TC, self._distance_CC) * (1.0 - 1e-5) <= reach_C) & ~taken_T[
             :, None
         ]
         matters_TC = matters_TC.scatter(1, best_T1, False)

@@ -19,7 +19,8 @@ from typing import Final
 import numpy as np
 import torch
 
-from svp.strategies.base import BLOCK_ROWS, Int64Array
+from svp.strategies.base import Int64Array
+from svp.strategies.block import BLOCK_ROWS
 from svp.strategies.points import Points
 
 NEAREST: Final = 16

@@ -7,7 +7,8 @@ import dataclasses
 
 import numpy as np
 
-from svp.strategies.base import BLOCK_ROWS, Budget, Int64Array, Need, Oracle, PoolView, Selection
+from svp.strategies.base import Budget, Int64Array, Need, Oracle, PoolView, Selection
+from svp.strategies.block import BLOCK_ROWS
 from svp.strategies.cost import Cost, PoolShape
 from svp.strategies.duplicates import check_threshold, near_duplicate_groups
 from svp.strategies.keys import hash_keys

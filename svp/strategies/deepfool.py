@@ -14,7 +14,8 @@ from typing import ClassVar, Final, Literal
 
 import torch
 
-from svp.strategies.base import BLOCK_ROWS, Budget, Need, Oracle, PoolView, ProxyView, Selection
+from svp.strategies.base import Budget, Need, Oracle, PoolView, ProxyView, Selection
+from svp.strategies.block import BLOCK_ROWS
 from svp.strategies.cost import Cost, PoolShape
 from svp.strategies.mase import mase
 from svp.strategies.parameters import check_choice, check_number, check_range

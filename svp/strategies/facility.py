@@ -25,7 +25,8 @@ from typing import Final, Literal
 import numpy as np
 import torch
 
-from svp.strategies.base import BLOCK_ROWS, Float64Array, Int64Array
+from svp.strategies.base import Float64Array, Int64Array
+from svp.strategies.block import BLOCK_ROWS
 from svp.strategies.points import Factors, Points
 
 Similarity = Literal["clipped", "shifted"]

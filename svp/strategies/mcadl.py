@@ -18,7 +18,6 @@ import numpy as np
 import torch
 
 from svp.strategies.base import (
-    BLOCK_ROWS,
     Budget,
     Float64Array,
     Int64Array,
@@ -28,6 +27,7 @@ from svp.strategies.base import (
     Selection,
     Space,
 )
+from svp.strategies.block import BLOCK_ROWS
 from svp.strategies.cost import Cost, PoolShape
 from svp.strategies.parameters import check_choice, check_range
 from svp.strategies.points import Points, pool_points

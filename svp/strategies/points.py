@@ -14,7 +14,8 @@ from typing import Literal
 import numpy as np
 import torch
 
-from svp.strategies.base import BLOCK_ROWS, Budget, Int64Array, PoolView, Space, on_whole_block
+from svp.strategies.base import Budget, Int64Array, PoolView, Space
+from svp.strategies.block import BLOCK_ROWS, on_whole_block
 from svp.strategies.softmax import residual
 
 Norm = Literal["none", "l2", "zscore"]

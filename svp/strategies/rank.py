@@ -9,7 +9,9 @@ import numpy as np
 import torch
 
 from svp.errors import InputError
-from svp.strategies.base import Budget, Float32Array, Int64Array, PoolView
+from svp.strategies.base import Budget, Float32Array, Int64Array, PoolView, UInt64Array
+from svp.strategies.keys import hash_keys
+from svp.strategies.position import position_free
 
 
 def check_scores(scores_T: Float32Array) -> None:
@@ -29,15 +31,21 @@ class TopK:
     """The k highest scores of a stream of (score, place) pairs.
 
     Order is by score, highest first, then by place, lowest first. Callers use as place the
-    position in `PoolView.candidates`, the order of the seeded hash. Memory is O(k + block),
-    and merging two partial results equals ranking both streams at once.
+    position in `PoolView.candidates`, the order of the seeded hash, or pool rows in ascending
+    order with `ties` to look their hash up. Memory is O(k + block), and merging two partial
+    results equals ranking both streams at once.
 
     Args:
         k: How many to keep, at least 1.
+        ties: Maps places to what decides between equal scores, lowest first; of equals the one
+            that came first. Default: the place itself.
     """
 
-    def __init__(self, k: int) -> None:
+    def __init__(
+        self, k: int, ties: Callable[[Int64Array], Int64Array | UInt64Array] | None = None
+    ) -> None:
         self._k = k
+        self._ties = ties if ties is not None else lambda places: places
         self._scores: list[Float32Array] = []
         self._places: list[Int64Array] = []
         self._held = 0
@@ -69,7 +77,7 @@ class TopK:
         """Return places and scores of the best k, best first."""
         self._compact()
         scores, places = self._scores[0], self._places[0]
-        order = np.lexsort((places, -scores))
+        order = np.lexsort((self._ties(places), -scores))
         return places[order], scores[order]
 
     def _compact(self) -> None:
@@ -79,8 +87,8 @@ class TopK:
             cut = np.partition(scores, len(scores) - self._k)[len(scores) - self._k]
             above = np.flatnonzero(scores > cut)
             equal = np.flatnonzero(scores == cut)
-            equal = equal[np.argsort(places[equal], kind="stable")][: self._k - len(above)]
-            keep = np.concatenate([above, equal])
+            order = np.argsort(self._ties(places[equal]), kind="stable")
+            keep = np.concatenate([above, equal[order[: self._k - len(above)]]])
             scores, places = scores[keep], places[keep]
             self._threshold = np.float32(cut)
         self._scores, self._places, self._held = [scores], [places], len(scores)
@@ -102,9 +110,14 @@ def rank_by_logits(
         budget: Device and tile size.
         utility: Maps logits (T, C) to utilities (T,), higher = label sooner.
     """
-    rows_U = view.candidates(seed)
-    tiles = view.logit_tiles(rows_U, budget)
-    return rank_scored(rows_U, b, ((part, utility(z_TC)) for part, z_TC in tiles))
+    proxy, dim = view.required_proxy(), view.embeddings_Nd.shape[1]
+    # As they lie, if that gives the same bits; else in an order that the pool's has no part in.
+    free = position_free(proxy, utility, dim, budget.device)
+    rows_U = view.unlabelled_U if free else view.candidates(seed)
+    top = TopK(b, lambda rows: hash_keys(view.keys_N[rows], seed))
+    for part, utility_T in view.utility_tiles(rows_U, budget, utility):
+        top.push(utility_T.to(device="cpu", dtype=torch.float32).numpy(), rows_U[part])
+    return top.best()
 
 
 def rank_scored(

@@ -3,19 +3,15 @@
 import dataclasses
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from svp.errors import InputError
-from svp.strategies.base import (
-    BLOCK_ROWS,
-    Budget,
-    Int64Array,
-    Oracle,
-    PoolView,
-    Selection,
-    Strategy,
-)
+from svp.strategies.base import Budget, Int64Array, Oracle, PoolView, Selection, Strategy
+from svp.strategies.block import BLOCK_ROWS
 from svp.strategies.wrapper import innermost
+
+BoolArray = npt.NDArray[np.bool_]
 
 
 def reads_labels(strategy: Strategy) -> bool:
@@ -63,7 +59,7 @@ def run_strategy(
         )
     _check_needs(strategy, view, oracle)
     budget = _capped(strategy, view, b, budget)
-    if strategy.needs:
+    if strategy.needs and not view.finite:
         _check_finite(view, budget)
     meter = None if oracle is None or not reads_labels(strategy) else _Meter(oracle, view)
     selection = strategy.select(view, b, seed, budget=budget, oracle=meter)
@@ -81,10 +77,7 @@ class _Meter:
         self.asked: set[int] = set()
 
     def __call__(self, rows: Int64Array) -> Int64Array:
-        # By halving: some strategies ask ten thousand times, for one row of a million.
-        unlabelled_U = self._view.unlabelled_U
-        places = np.searchsorted(unlabelled_U, rows).clip(max=len(unlabelled_U) - 1)
-        if not np.array_equal(unlabelled_U[places], rows):
+        if not _inside(rows, self._view.unlabelled_U).all():
             raise RuntimeError("A strategy asked for the label of an item that is no candidate.")
         self.asked.update(rows.tolist())
         return self._oracle(rows)
@@ -138,7 +131,7 @@ def _check_view(view: PoolView) -> None:
                 f"{what} must be distinct ascending rows in [0, {total}). Got others. "
                 "Sort the rows and drop repeats."
             )
-    if len(np.intersect1d(view.unlabelled_U, view.labelled_L, assume_unique=True)):
+    if _inside(view.labelled_L, view.unlabelled_U).any():
         raise InputError(
             "unlabelled_U must not contain labelled rows. Got rows in both. "
             "Take the labelled ones out."
@@ -204,6 +197,15 @@ def _check_finite(view: PoolView, budget: Budget) -> None:
         )
 
 
+def _inside(rows: Int64Array, ascending_U: Int64Array) -> BoolArray:
+    """Return which rows are among others, by halving: they are few among a million."""
+    if not len(ascending_U):
+        return np.zeros(len(rows), np.bool_)
+    places = np.searchsorted(ascending_U, rows).clip(max=len(ascending_U) - 1)
+    found: BoolArray = ascending_U[places] == rows
+    return found
+
+
 def _check_selection(strategy: Strategy, view: PoolView, b: int, selection: Selection) -> None:
     rows_b: Int64Array = selection.rows_b
     broken = (
@@ -212,7 +214,7 @@ def _check_selection(strategy: Strategy, view: PoolView, b: int, selection: Sele
         else "a row twice"
         if len(np.unique(rows_b)) != b
         else "a row that is not a candidate"
-        if not np.isin(rows_b, view.unlabelled_U).all()
+        if not _inside(rows_b, view.unlabelled_U).all()
         else "a utility that is not finite"
         if not np.isfinite(selection.utility_b).all()
         else "another number of reasons"

@@ -12,16 +12,8 @@ import numpy as np
 import torch
 
 from svp.seed import numpy_generator
-from svp.strategies.base import (
-    Budget,
-    Int64Array,
-    Need,
-    Oracle,
-    PoolView,
-    Selection,
-    Space,
-    on_whole_block,
-)
+from svp.strategies.base import Budget, Int64Array, Need, Oracle, PoolView, Selection, Space
+from svp.strategies.block import on_whole_block
 from svp.strategies.cost import Cost, PoolShape
 from svp.strategies.lloyd import Clusters, lloyd
 from svp.strategies.parameters import check_choice, check_range

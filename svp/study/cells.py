@@ -343,6 +343,7 @@ def _select(
         views=() if stage.views is None else stage.views.shown(strategy),
         groups_N=stage.groups_M,
         state=state,
+        finite=True,  # or it had no standardiser
     )
     return run_strategy(
         strategy,

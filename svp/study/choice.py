@@ -256,6 +256,7 @@ def choose(
         views=() if views is None else views.shown(strategy),
         groups_N=features.group_numbers(),
         state=state_before(rounds, name, plan.number),
+        finite=True,  # or it had no standardiser
     )
     means = Budget(device=torch.device(device), memory_bytes=memory_bytes)
     if memory_bytes is not None and isinstance(x_Md, StoredRows):

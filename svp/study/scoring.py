@@ -46,7 +46,7 @@ def is_per_row(strategy: "Strategy") -> bool:
     """Return whether a strategy declares that its utility of a row depends on that row alone.
 
     It says so by `per_row: ClassVar[bool] = True`, ranks by (utility, place in
-    `PoolView.candidates`), and reads the pool by `PoolView.logit_tiles` or `tiles`.
+    `PoolView.candidates`), and reads the pool by `PoolView.utility_tiles` or `logit_tiles`.
     """
     return bool(getattr(type(strategy), "per_row", False))
 
@@ -89,7 +89,8 @@ def score_rows(
     """
     import torch
 
-    from svp.strategies.base import BLOCK_ROWS, Budget
+    from svp.strategies.base import Budget
+    from svp.strategies.block import BLOCK_ROWS
 
     slots_n, blocks = _slots(places_n, candidates, BLOCK_ROWS)
     last = candidates % BLOCK_ROWS

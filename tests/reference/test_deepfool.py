@@ -6,7 +6,8 @@ import torch
 from linear_view import LinearOnInput, linear_view, normal
 
 from svp.proxies import MLPConfig, Standardiser, fit_proxy
-from svp.strategies.base import BLOCK_ROWS, Budget
+from svp.strategies.base import Budget
+from svp.strategies.block import BLOCK_ROWS
 from svp.strategies.catalog import run_strategy
 from svp.strategies.deepfool import DeepFool, embedding_push
 from svp.strategies.mase import Mase
