@@ -6,6 +6,12 @@ import weakref
 from pathlib import Path
 
 
+def stamp_of(status: os.stat_result) -> tuple[tuple[int, int, int], int]:
+    """Return numbers that change when a file does, and when it changed last, in nanoseconds."""
+    numbers = (status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+    return numbers, max(status.st_mtime_ns, status.st_ctime_ns)
+
+
 class RandomFile:
     """Reads of one open file that share no position. Pickles as its path.
 
@@ -27,8 +33,7 @@ class RandomFile:
         self._lock = None if hasattr(os, "pread") else threading.Lock()
         status = os.fstat(self._handle.fileno())
         self.size = status.st_size
-        self.stamp = (status.st_size, status.st_mtime_ns, status.st_ctime_ns)
-        self.changed_ns = max(status.st_mtime_ns, status.st_ctime_ns)
+        self.stamp, self.changed_ns = stamp_of(status)
 
     def __reduce__(self) -> tuple[type["RandomFile"], tuple[Path]]:
         return type(self), (self.path,)

@@ -16,7 +16,7 @@ from typing import Any, Final
 from svp.data.image_columns import Features, checked_features, has_images
 from svp.data.item_name import canonical_split, unsafe_reason
 from svp.data.listing import Entry, Listing, entry_key
-from svp.data.random_file import RandomFile
+from svp.data.random_file import stamp_of
 from svp.data.recent import Recent
 from svp.data.remote_file import RemoteFile
 from svp.data.scanner import SingleSource
@@ -86,8 +86,7 @@ class TableSource(SingleSource):
             for part in self._parts:
                 file = self._file(part)
                 others.update(file.columns.other_labels)
-                held = part.path if isinstance(part.path, RemoteFile) else RandomFile(part.path)
-                stamp, changed_ns = held.stamp, held.changed_ns
+                stamp, changed_ns = _stamp(part.path)
                 first = counts.get(part.split, 0)
                 row = -1
                 for row, said in enumerate(file.rows()):
@@ -256,6 +255,12 @@ def _is_name(text: Any) -> bool:
 
 def _is_parquet(path: Path | RemoteFile) -> bool:
     return isinstance(path, RemoteFile) or path.suffix.lower() == ".parquet"
+
+
+def _stamp(path: Path | RemoteFile) -> tuple[tuple[int, ...], int]:
+    if isinstance(path, RemoteFile):
+        return path.stamp, path.changed_ns
+    return stamp_of(path.stat())
 
 
 def _id(split: str | None, row: int, path: str | None) -> str:

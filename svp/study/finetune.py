@@ -6,7 +6,6 @@ Shapes: N = readable images, L = labelled, E = held out, S = side in pixels.
 import contextlib
 import dataclasses
 import functools
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -15,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from svp.errors import InputError
+from svp.finetune.launch import writes
 from svp.progress import Progress, Silent
 from svp.seed import derive_seed
 from svp.study.features import split_rows
@@ -83,10 +83,12 @@ def finetune_study(
             f"{len(set(labels.values()))}. Import labels first: svp labels import {study.path} FILE"
         )
     output = study.model_dir if output is None else output
-    # A launcher starts one process per GPU; the first of them writes for all.
-    first = os.environ.get("RANK", "0") == "0"
+    # A launcher starts one process per GPU; the first of them writes for all. Processes beside it
+    # would write every number of a training again.
+    first = writes()
+    trackers = study.config.tracking.to if first else ()
     with alone(output, "svp finetune") if first else contextlib.nullcontext():
-        return _finetune(study, labels, config, output, seed, device, restart, progress)
+        return _finetune(study, labels, config, output, seed, device, restart, trackers, progress)
 
 
 def _finetune(
@@ -97,6 +99,7 @@ def _finetune(
     seed: int | None,
     device: str,
     restart: bool,
+    trackers: Sequence[str],
     progress: Progress,
 ) -> "FinetuneResult":
     from svp.encoders.encoder import open_encoder
@@ -125,9 +128,7 @@ def _finetune(
     head = None
     if config.head == "zero-shot":
         head = _zero_shot(study, data.class_names, config.templates, progress)
-    # Training processes beside the first one would write every number again.
-    names = study.config.tracking.to if os.environ.get("RANK", "0") == "0" else ()
-    with open_tracking(study.path, names) as tracking:
+    with open_tracking(study.path, trackers) as tracking:
         return finetune(
             encoder,
             data,
