@@ -26,6 +26,7 @@ _MARKS_PER_ASKED: Final = 64
 _MARKS_PER_DIGEST: Final = 8  # at least: about a tenth of them share theirs with another
 _CLOSE_PART: Final = 8  # a look is given up where it leaves more than an eighth of the rows
 _THREADS: Final = 2
+_LOOK_ROWS: Final = 2**15  # looked at together: a megabyte of digests
 _TABLE_ROWS: Final = 2**17  # entered together: what is computed of them stays in cache
 # Odd numbers: digits of the golden ratio and of the square roots of 2, 3 and 5.
 _MIXERS: Final = tuple(
@@ -209,9 +210,19 @@ class DigestIndex:
             return np.full(len(words_N4), _FREE, np.int64)
         if self._can_scan(len(words_N4)):
             self._scans += 1
-            scanned = self._scan(words_N4)
-            if scanned is not None:
-                return scanned
+            look = Look(digests)
+            each(
+                lambda start: look.at(start, self._words_R4[start : start + _LOOK_ROWS]),
+                range(0, len(self._words_R4), _LOOK_ROWS),
+                _THREADS,
+            )
+            looked = look.rows()
+            if looked is not None:
+                return looked
+        return self._search(words_N4)
+
+    def _search(self, words_N4: NDArray[np.uint64]) -> NDArray[np.int64]:
+        """Return the row (N,) of each digest by the table."""
         # take is twice as fast as brackets: rows have a fixed width, and clip spares a copy.
         table, _ = self._table
         at = _slots(words_N4, len(table))
@@ -233,34 +244,8 @@ class DigestIndex:
 
     def _can_scan(self, asked: int) -> bool:
         """Return whether looking at all rows once costs less than making the table now."""
-        few = _ROWS_PER_ASKED * asked < len(self._words_R4)
+        few = Look.pays(asked, len(self._words_R4))
         return few and self._scans < _SCANS and "_table" not in self.__dict__
-
-    def _scan(self, words_N4: NDArray[np.uint64]) -> NDArray[np.int64] | None:
-        """Find the rows of few digests without the table, None if it is not worth it after all."""
-        asked = DigestIndex(words_N4.view(np.uint8))
-        marks = np.zeros(1 << (_MARKS_PER_ASKED * len(words_N4)).bit_length(), bool)
-        marks[_marks(words_N4[:, 0], len(marks))] = True
-        blocks = range(0, len(self._words_R4), _TABLE_ROWS)
-        close: list[NDArray[np.int64]] = [np.zeros(0, np.int64)] * len(blocks)
-
-        def look(number: int) -> None:
-            words_B4 = self._words_R4[blocks[number] : blocks[number] + _TABLE_ROWS]
-            marked = np.take(marks, _marks(words_B4[:, 0], len(marks)), mode="clip")
-            close[number] = np.flatnonzero(marked) + blocks[number]
-
-        each(look, range(len(blocks)), _THREADS)
-        rows = np.concatenate(close)
-        if _CLOSE_PART * len(rows) > len(self._words_R4):
-            return None
-        position = asked.find(self._words_R4[rows].view(np.uint8))
-        rows, position = rows[position >= 0][::-1], position[position >= 0][::-1]
-        firsts = np.full(len(words_N4), _FREE, np.int64)
-        # Of several rows with one digest numpy lets the last have its place: that is the first row.
-        firsts[position] = rows
-        # A repeated question has the place of its first; a zero one has none.
-        places = asked.find(words_N4.view(np.uint8))
-        return np.where(places >= 0, firsts[places], _FREE)
 
     def _first(self, words_4: NDArray[np.uint64]) -> int:
         """Return the row of one digest that is not zero, -1 if there is none."""
@@ -270,6 +255,53 @@ class DigestIndex:
             if np.array_equal(self._words_R4[row], words_4):
                 return int(row)
         return -1
+
+
+class Look:
+    """One look at all rows for few digests: costs less than a table that is used once.
+
+    Blocks of rows may be shown in any order, and from several threads.
+
+    Args:
+        digests: (N, 32) uint8, what is looked for.
+    """
+
+    def __init__(self, digests: NDArray[np.uint8]) -> None:
+        self._words_N4 = check_digests(digests).view(np.uint64)
+        self._marks = np.zeros(1 << (_MARKS_PER_ASKED * len(digests)).bit_length(), bool)
+        self._marks[_marks(self._words_N4[:, 0], len(self._marks))] = True
+        self._blocks: dict[int, tuple[int, NDArray[np.int64], NDArray[np.uint64]]] = {}
+        """By first row: how many rows, those that look alike, and their words."""
+
+    @staticmethod
+    def pays(asked: int, rows: int) -> bool:
+        """Return whether so few are asked of so many rows."""
+        return 0 < _ROWS_PER_ASKED * asked < rows
+
+    def at(self, start: int, digests_B: NDArray[Any]) -> None:
+        """Look at the digests of rows from `start` on: (B, 32) bytes or (B, 4) words."""
+        words_B4 = digests_B.view(np.uint64)
+        if len(words_B4) == 0:
+            return
+        marked = np.take(self._marks, _marks(words_B4[:, 0], len(self._marks)), mode="clip")
+        close = np.flatnonzero(marked)
+        # Copied: the caller reads the next block into the same place.
+        self._blocks[start] = len(words_B4), close + start, np.take(words_B4, close, 0)
+
+    def rows(self) -> NDArray[np.int64] | None:
+        """Return the first row (N,) of each digest, -1 where it was not shown.
+
+        None if so many others look alike that it was not worth it.
+        """
+        blocks = [self._blocks[start] for start in sorted(self._blocks)]
+        rows = np.concatenate([np.zeros(0, np.int64), *(close for _, close, _ in blocks)])
+        if len(rows) == 0:
+            return np.full(len(self._words_N4), _FREE, np.int64)
+        if _CLOSE_PART * len(rows) > sum(length for length, _, _ in blocks):
+            return None
+        words_K4 = np.concatenate([words for _, _, words in blocks])
+        found = DigestIndex(words_K4.view(np.uint8))._search(self._words_N4)
+        return np.where(found >= 0, np.append(rows, _FREE)[found], _FREE)
 
 
 def _slots(words_N4: NDArray[np.uint64], slots: int) -> NDArray[np.int64]:

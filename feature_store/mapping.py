@@ -14,7 +14,7 @@ import platform
 import sys
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterable
 from typing import Any, Final, TypeVar
 
 import numpy as np
@@ -94,27 +94,29 @@ class JoinedChunks:
         first = -reserved.ctypes.data % _ALIGNMENT
         self.bytes_C: NDArray[np.uint8] = reserved[first : first + length]
 
-    def add(self, index: int, file: Callable[[], Any]) -> None:
-        """Map a chunk unless it is.
+    def add(self, indices: Iterable[int], opened: Callable[[int], int]) -> None:
+        """Map chunks unless they are.
 
         Args:
-            index: Of the chunk.
-            file: Opens its file, which must hold all its bytes: touching mapped pages behind the
-                end of a file kills the process.
+            indices: Of the chunks.
+            opened: Opens the file of a chunk, which must hold all its bytes: touching mapped pages
+                behind the end of a file kills the process. The handle is closed here.
 
         Raises:
             OSError: If the system does not map it.
         """
-        if index in self._trailers:
-            return
         with self._lock:
-            if index in self._trailers:
-                return
-            with file() as opened:
-                handle = opened.fileno()
-                address = self.bytes_C.ctypes.data + index * self._payload_bytes
-                _map_at(address, self._payload_bytes, handle)
-                self._trailers[index] = os.pread(handle, CHECKSUM_BYTES, self._payload_bytes)
+            first = self.bytes_C.ctypes.data
+            for index in indices:
+                if index in self._trailers:
+                    continue
+                handle = opened(index)
+                try:
+                    address = first + index * self._payload_bytes
+                    _map_at(address, self._payload_bytes, handle)
+                    self._trailers[index] = os.pread(handle, CHECKSUM_BYTES, self._payload_bytes)
+                finally:
+                    os.close(handle)
 
     def payload(self, index: int) -> memoryview:
         """Return the rows of a mapped chunk as bytes."""

@@ -13,6 +13,7 @@ import itertools
 import mmap
 import os
 import sys
+from collections.abc import Iterable, Iterator
 from typing import Any, Final
 
 import crc32c
@@ -22,6 +23,7 @@ from numpy.typing import NDArray
 from feature_store import layout
 from feature_store.checks import ChunkChecks
 from feature_store.errors import CorruptChunkError
+from feature_store.index import Look
 from feature_store.layout import CHECKSUM_BYTES, DIGEST_BYTES
 from feature_store.manifest import SegmentManifest, StoredObject
 from feature_store.mapping import JoinedChunks, Maps, can_join
@@ -33,6 +35,7 @@ from feature_store.threads import each, mapped
 THREADS: Final = 2
 BLOCK_BYTES: Final = 2**20
 _SCRATCH_BYTES: Final = 2**20  # of gathered rows: they stay in cache
+_BINARY: Final = getattr(os, "O_BINARY", 0)
 _SHARED_ROWS: Final = 2048  # gathered rows below which a second thread costs more than it gives
 
 
@@ -92,20 +95,63 @@ class SegmentReader:
             parts = [np.frombuffer(self._payload(stored), np.uint8) for stored in chunks]
             flat = parts[0] if len(parts) == 1 else np.concatenate(parts)
             return flat.reshape(-1, DIGEST_BYTES)[: self.manifest.rows]
-        flat = np.empty(sum(stored.size - CHECKSUM_BYTES for stored in chunks), np.uint8)
-        starts = np.cumsum([0, *(stored.size - CHECKSUM_BYTES for stored in chunks)]).tolist()
+        sizes = [stored.size - CHECKSUM_BYTES for stored in chunks]
+        flat = np.empty(sum(sizes), np.uint8)
+        starts = np.cumsum([0, *sizes]).tolist()
 
         def read(number: int) -> None:
-            with self._file(chunks[number]) as file:
-                checksum = 0
-                for start in range(starts[number], starts[number + 1], BLOCK_BYTES):
-                    stop = min(start + BLOCK_BYTES, starts[number + 1])
-                    self._fill(file, flat[start:stop].data, chunks[number])
-                    checksum = crc32c.crc32c(flat[start:stop].data, checksum)
-                self._match(chunks[number], checksum, file.read(CHECKSUM_BYTES))
+            part = flat[starts[number] : starts[number + 1]].data
+            blocks = (part[at : at + BLOCK_BYTES] for at in range(0, len(part), BLOCK_BYTES))
+            for _ in self._filled(chunks[number], blocks):
+                pass
 
         each(read, range(len(chunks)), THREADS)
         return flat.reshape(-1, DIGEST_BYTES)[: self.manifest.rows]
+
+    @property
+    def can_show(self) -> bool:
+        """Whether `show` is cheaper than `digests`: nothing is downloaded for it."""
+        return self._directory is not None and self.is_direct
+
+    def show(self, look: Look, first: int) -> None:
+        """Show all digests to a look while they are read and checked, without keeping them.
+
+        A look's answer counts only if this returns.
+
+        Args:
+            look: What is looked for.
+            first: Number of this segment's first row in the look.
+
+        Raises:
+            CorruptChunkError: If a digest chunk is damaged.
+        """
+        chunks, rows = self.manifest.digests, self.manifest.rows
+        sizes = [stored.size - CHECKSUM_BYTES for stored in chunks]
+        starts = [start // DIGEST_BYTES for start in np.cumsum([0, *sizes]).tolist()]
+        if starts[-1] < rows:
+            raise self._checks.damaged("digests", f"{starts[-1]} rows")
+
+        def read(number: int) -> None:
+            scratch = np.empty((BLOCK_BYTES // DIGEST_BYTES, DIGEST_BYTES), np.uint8)
+            view, length = scratch.reshape(-1).data, sizes[number]
+            blocks = (view[: min(BLOCK_BYTES, length - at)] for at in range(0, length, BLOCK_BYTES))
+            row = starts[number]
+            for block in self._filled(chunks[number], blocks):
+                digests = scratch[: len(block) // DIGEST_BYTES]
+                look.at(first + row, digests[: max(0, rows - row)])
+                row += len(digests)
+
+        each(read, range(len(chunks)), THREADS)
+
+    def _filled(self, stored: StoredObject, blocks: Iterable[memoryview]) -> Iterator[memoryview]:
+        """Fill blocks with the content of one of our chunks, and check it behind the last one."""
+        with self._file(stored) as file:
+            checksum = 0
+            for block in blocks:
+                self._fill(file, block, stored)
+                checksum = crc32c.crc32c(block, checksum)
+                yield block
+            self._match(stored, checksum, file.read(CHECKSUM_BYTES))
 
     def _match(self, stored: StoredObject, checksum: int, trailer: bytes) -> None:
         if checksum != stored.crc32c or trailer != checksum.to_bytes(CHECKSUM_BYTES, "little"):
@@ -177,12 +223,13 @@ class SegmentReader:
     ) -> None:
         chunk_rows = self.manifest.chunk_rows
         chunk_of = rows // chunk_rows
-        touched = np.flatnonzero(np.bincount(chunk_of)).tolist()
+        counts = np.bincount(chunk_of)
+        touched = np.flatnonzero(counts).tolist()
         if self._can_join:
             _take(self._joined(touched, verify=verify), rows, positions, out)
             return
         order = np.argsort(chunk_of, kind="stable")
-        stops = np.cumsum(np.bincount(chunk_of))
+        stops = np.cumsum(counts)
 
         def copy(index: int) -> None:
             chosen = order[stops[index - 1] if index else 0 : stops[index]]
@@ -208,8 +255,7 @@ class SegmentReader:
         joined = self._maps.get(
             self._identity, lambda: JoinedChunks(len(stored), self._payload_bytes)
         )
-        for index in touched:
-            joined.add(index, functools.partial(self._file, stored[index]))
+        joined.add(touched, lambda index: self._opened(stored[index]))
         if verify:
             unchecked = [index for index in touched if index not in self._checks.verified]
             each(
@@ -269,16 +315,19 @@ class SegmentReader:
 
         A short one must be found here: touching mapped pages behind its end kills the process.
         """
+        return io.FileIO(self._opened(stored))
+
+    def _opened(self, stored: StoredObject) -> int:
         try:
             # Joining text, because a small chunk is read faster than a Path is made.
-            file = io.FileIO(f"{self._directory}/{stored.key}")
+            handle = os.open(f"{self._directory}/{stored.key}", os.O_RDONLY | _BINARY)
         except FileNotFoundError as error:
             raise self._checks.damaged(stored.key, "no such object") from error
-        size = os.fstat(file.fileno()).st_size
+        size = os.fstat(handle).st_size
         if size != stored.size:
-            file.close()
+            os.close(handle)
             raise self._checks.damaged(stored.key, f"{size} bytes")
-        return file
+        return handle
 
     def _fill(self, file: io.FileIO, view: memoryview, stored: StoredObject) -> None:
         while view:

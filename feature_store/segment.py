@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from feature_store import layout
-from feature_store.checks import BLOCK_BYTES, finite_and_checksum
+from feature_store.checks import finite_and_checksum
 from feature_store.digest import HASHES, canonical_json, content_digest, sha256_hex
 from feature_store.errors import (
     CorruptChunkError,
@@ -32,8 +32,10 @@ from feature_store.layout import CHECKSUM_BYTES, Chunk
 from feature_store.manifest import FailedRow, Failure, SegmentManifest, StoredObject
 from feature_store.plan import SegmentPlan
 from feature_store.storage import Storage
+from feature_store.threads import mapped
 
 _SEAL_THREADS: Final = min(8, os.cpu_count() or 1)  # they hash chunks of earlier processes
+_BLOCK_BYTES: Final = 2**20  # read back together: checked while in cache, and few calls
 _UNRECORDED: Final = Failure("transient", "no reason was recorded")
 
 
@@ -147,8 +149,7 @@ class SegmentWriter:
                 f"before it is sealed. Got {missing} missing. Write the pending ones."
             )
         self._prepare()
-        with ThreadPoolExecutor(_SEAL_THREADS) as threads:
-            inspected = list(threads.map(self._inspect, self.plan.chunks()))
+        inspected = mapped(self._inspect, self.plan.chunks(), _SEAL_THREADS)
         failed_rows = np.concatenate([rows for _, rows in inspected])
         manifest = SegmentManifest(
             id=self.segment_id,
@@ -290,7 +291,7 @@ class SegmentWriter:
 
         Each piece overwrites the one before.
         """
-        step = max(1, BLOCK_BYTES // self._row_bytes) * self._row_bytes
+        step = max(1, _BLOCK_BYTES // self._row_bytes) * self._row_bytes
         path = self._storage.local_path(key)
         if path is None:
             data = memoryview(self._storage.get(key))
@@ -322,8 +323,8 @@ class SegmentWriter:
             digests = digests.copy()
             digests[failed_rows] = 0
         chunk_rows = layout.digest_chunk_rows(self.plan.rows)
-        stored = []
-        for chunk in layout.chunks(self.plan.rows, chunk_rows):
+
+        def store(chunk: Chunk) -> StoredObject:
             rows = digests[chunk.start : chunk.stop]
             if len(rows) < chunk_rows:
                 padded = np.zeros((chunk_rows, layout.DIGEST_BYTES), np.uint8)
@@ -339,8 +340,9 @@ class SegmentWriter:
                 self._storage.delete(key)
                 self._storage.create(key, *parts)
             size = len(payload) + CHECKSUM_BYTES
-            stored.append(StoredObject(name, size, checksum, content_digest(*parts)))
-        return tuple(stored)
+            return StoredObject(name, size, checksum, content_digest(*parts))
+
+        return tuple(mapped(store, tuple(layout.chunks(self.plan.rows, chunk_rows)), _SEAL_THREADS))
 
     def _published(self) -> SegmentManifest:
         return SegmentManifest.from_bytes(self._storage.get(self._manifest_key), self.segment_id)

@@ -19,7 +19,7 @@ from feature_store.errors import (
     MissingRowsError,
     StoreConflictError,
 )
-from feature_store.index import DigestIndex, check_digests, first_occurrences
+from feature_store.index import DigestIndex, Look, check_digests, first_occurrences
 from feature_store.manifest import Failure, SegmentManifest
 from feature_store.mapping import Maps
 from feature_store.plan import SegmentPlan, plan_segments
@@ -73,6 +73,7 @@ class Table:
         self._lock = threading.Lock()
         self._readers: dict[str, SegmentReader] = {}
         self._state = _Published()
+        self._looked = False
 
     @property
     def dim(self) -> int | None:
@@ -191,13 +192,13 @@ class Table:
         Raises:
             MissingRowsError: If any item has none.
         """
-        published, runs = self._locate(check_digests(digests))
+        readers, offsets, runs = self._locate(check_digests(digests))
         found = runs.rows()
-        segment = np.searchsorted(published.offsets, found, side="right") - 1
+        segment = np.searchsorted(offsets, found, side="right") - 1
         return Rows(
-            segments=tuple(reader.manifest.id for reader in published.readers),
+            segments=tuple(reader.manifest.id for reader in readers),
             segment=segment,
-            row=found - published.offsets[segment],
+            row=found - offsets[segment],
         )
 
     def read(
@@ -226,8 +227,7 @@ class Table:
             ValueError: If `out` does not fit.
         """
         digests = check_digests(digests)
-        published, runs = self._locate(digests)
-        readers = published.readers
+        readers, offsets, runs = self._locate(digests)
         width = readers[0].manifest.dim if readers else 0
         if out is None:
             stored = np.result_type(*(reader.dtype for reader in readers)) if readers else "f4"
@@ -239,13 +239,13 @@ class Table:
                 f"out must be a writable C-contiguous ({len(digests)}, {width}) array. "
                 f"Got {out.shape}. Pass another one or none."
             )
-        pieces, segment = runs.cut(published.offsets)
+        pieces, segment = runs.cut(offsets)
         # One stable sort instead of one search per segment: a large table has many.
         order = np.argsort(segment, kind="stable")
         bounds = np.searchsorted(segment[order], np.arange(len(readers) + 1))
         for number, reader in enumerate(readers):
             asked = pieces[order[bounds[number] : bounds[number + 1]]]
-            local = Runs(asked.row - published.offsets[number], asked.position, asked.length)
+            local = Runs(asked.row - offsets[number], asked.position, asked.length)
             read_segment(reader, local, out, verify=verify)
         return out
 
@@ -324,7 +324,7 @@ class Table:
         return readers
 
     def _published(self) -> _Published:
-        readers = tuple(sorted(self._open(), key=lambda reader: reader.manifest.rank))
+        readers = self._ranked()
         known = self._state
         if known.readers == readers:
             return known
@@ -343,7 +343,7 @@ class Table:
         failed = failed[index.find(failed) < 0]
         self._state = _Published(
             readers=readers,
-            offsets=np.cumsum([0, *(len(part) for part in digests)])[:-1].astype(np.int64),
+            offsets=_offsets(readers),
             digests=joined,
             index=index,
             failures={digest.tobytes(): failures[digest.tobytes()][0] for digest in failed},
@@ -351,13 +351,51 @@ class Table:
         )
         return self._state
 
-    def _locate(self, digests: NDArray[np.uint8]) -> tuple[_Published, Runs]:
+    def _ranked(self) -> tuple[SegmentReader, ...]:
+        return tuple(sorted(self._open(), key=lambda reader: reader.manifest.rank))
+
+    def _locate(
+        self, digests: NDArray[np.uint8]
+    ) -> tuple[tuple[SegmentReader, ...], NDArray[np.int64], Runs]:
+        """Return the segments, the first row of each among those of all, and the digests' rows."""
+        looked = self._look(digests)
+        if looked is not None:
+            return looked
         published = self._published()
         runs = published.index.runs(digests)
         if runs is None:
             absent = digests[published.index.find(digests) < 0]
             raise self._missing(published, absent, len(digests))
-        return published, runs
+        return published.readers, published.offsets, runs
+
+    def _look(
+        self, digests: NDArray[np.uint8]
+    ) -> tuple[tuple[SegmentReader, ...], NDArray[np.int64], Runs] | None:
+        """Find few digests while all are read; None if that is not the way, or any is missing.
+
+        Only for the first question of an opened table, which is often the last one. For a second
+        one all digests are kept in memory.
+        """
+        if self._looked or self._state.readers:
+            return None
+        self._looked = True
+        readers = self._ranked()
+        rows = sum(reader.manifest.rows for reader in readers)
+        if not Look.pays(len(digests), rows) or not all(reader.can_show for reader in readers):
+            return None
+        look, offsets = Look(digests), _offsets(readers)
+        for reader, first in zip(readers, offsets.tolist(), strict=True):
+            reader.show(look, first)
+        found = look.rows()
+        if found is None or (found < 0).any():
+            return None
+        return readers, offsets, Runs.of(found)
+
+
+def _offsets(readers: tuple[SegmentReader, ...]) -> NDArray[np.int64]:
+    """Return the first row of each segment among those of all."""
+    rows = [reader.manifest.rows for reader in readers]
+    return np.cumsum([0, *rows])[:-1].astype(np.int64)
 
 
 def _count_failures(readers: tuple[SegmentReader, ...]) -> dict[bytes, tuple[Failure, int]]:

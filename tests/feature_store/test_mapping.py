@@ -1,4 +1,5 @@
 import mmap
+import os
 import subprocess
 import sys
 
@@ -141,8 +142,15 @@ def test_chunks_lie_one_behind_the_other(tmp_path):
     for index in range(3):
         (tmp_path / str(index)).write_bytes(bytes([index + 1]) * page + b"end%d" % index)
     joined = JoinedChunks(3, page)
-    for index in (2, 0, 1, 1):
-        joined.add(index, lambda index=index: (tmp_path / str(index)).open("rb"))
+    opened = []
+
+    def handle(index):
+        opened.append(index)
+        return os.open(tmp_path / str(index), os.O_RDONLY)
+
+    joined.add([2, 0], handle)
+    joined.add([0, 1, 1], handle)
+    assert opened == [2, 0, 1]
     assert joined.bytes_C.reshape(3, page).min(axis=1).tolist() == [1, 2, 3]
     assert joined.bytes_C.reshape(3, page).max(axis=1).tolist() == [1, 2, 3]
     assert [joined.trailer(index) for index in range(3)] == [b"end0", b"end1", b"end2"]
