@@ -109,3 +109,16 @@ def test_the_table_is_made_for_the_third_question():
     index = DigestIndex(stored)
     assert index.find(stored).tolist() == list(range(len(stored)))
     assert "_table" in vars(index), "many rows are worth the table at once"
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 2**32), st.lists(st.integers(1, 30_000), min_size=4, max_size=4))
+def test_first_occurrences_among_many(seed, distinct):
+    # Words that repeat in every combination: equal in some, in all, in none.
+    rng = np.random.default_rng(seed)
+    columns = [rng.integers(0, count, 5_000, np.uint64) for count in distinct]
+    digests = np.stack(columns, axis=1).view(np.uint8)
+    firsts = {}
+    for row, digest in enumerate(map(bytes, digests)):
+        firsts.setdefault(digest, row)
+    assert first_occurrences(digests).tolist() == list(firsts.values())

@@ -6,6 +6,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from feature_store import (
+    CorruptChunkError,
     EncoderMismatchError,
     Failure,
     FeatureStoreError,
@@ -315,3 +316,60 @@ def test_many_scattered_rows_are_shared_by_threads(store, table, samples):
         fresh = open_store(store.url).table(table.encoder_id)
         read = fresh.read(digests[order], dtype=dtype)
         np.testing.assert_array_equal(read, samples.embed(digests[order], dtype=dtype))
+
+
+def _looks_only(table):
+    """Return whether a table has read without keeping digests."""
+    return table._state.readers == ()
+
+
+def test_the_first_few_rows_are_found_while_digests_are_read(store, table, samples):
+    # Three segments that overlap, a failed item, a chunk that is filled up, a repeated question.
+    digests = samples.digests(3_000)
+    bad = {digests[1_000].tobytes(): Failure("corrupt", "cut")}
+    for start, stop in ((0, 1_500), (1_500, 2_900)):
+        part = digests[start:stop]
+        samples.fill(table, part, failures=bad, chunk_rows=128, segment_rows=1_500)
+    # A writer that saw none of the others.
+    (plan,) = table.plan(digests[2_500:], dim=8, dtype="float16", chunk_rows=128)
+    writer = table.writer(plan)
+    for chunk in writer.pending():
+        writer.write(chunk, samples.embed(plan.digests[chunk.start : chunk.stop]))
+    writer.seal()
+    order = np.random.default_rng(0).permutation(3_000)
+    asked = np.append(order[order != 1_000][:100], [7, 7, 2_999, 0])
+    for verify in (True, False):
+        fresh = open_store(store.url).table(table.encoder_id)
+        for keeps in (False, True, True):
+            read = fresh.read(digests[asked], verify=verify)
+            np.testing.assert_array_equal(read, samples.embed(digests[asked]))
+            assert _looks_only(fresh) == (not keeps)
+    # The same rows of the same segments as a table that keeps its digests names.
+    fresh = open_store(store.url).table(table.encoder_id)
+    looked, kept = fresh.resolve(digests[asked]), fresh.resolve(digests[asked])
+    assert looked.segments == kept.segments
+    assert looked.segment.tolist() == kept.segment.tolist()
+    assert looked.row.tolist() == kept.row.tolist()
+    nowhere = samples.digests(2, start=9_999)
+    for wrong in (digests[[3, 1_000]], nowhere, np.zeros((1, 32), np.uint8)):
+        with pytest.raises(MissingRowsError):
+            open_store(store.url).table(table.encoder_id).read(wrong)
+
+
+def test_damaged_digests_are_refused_by_the_first_few_rows(store, table, samples, segment_files):
+    digests = samples.digests(3_000)
+    samples.fill(table, digests, chunk_rows=128, segment_rows=3_000)
+    path = next(path for path in segment_files(table) if "digests/c.0.0" in str(path))
+    intact = path.read_bytes()
+    for offset in (0, 32 * 2_500 + 7, len(intact) - 5, len(intact) - 1):
+        damaged = bytearray(intact)
+        damaged[offset] ^= 1
+        path.write_bytes(damaged)
+        for verify in (True, False):
+            fresh = open_store(store.url).table(table.encoder_id)
+            for _ in range(2):
+                with pytest.raises(CorruptChunkError, match=r"digests/c\.0\.0"):
+                    fresh.read(digests[5:8], verify=verify)
+    path.write_bytes(intact[:-1])
+    with pytest.raises(CorruptChunkError, match=r"digests/c\.0\.0"):
+        open_store(store.url).table(table.encoder_id).read(digests[5:8])
