@@ -5,6 +5,7 @@ object or a range of it, creating an object unless it exists, listing one level,
 offers the same (conditional PUT), so an object store is another class here and nothing else.
 """
 
+import contextlib
 import errno
 import os
 import threading
@@ -19,6 +20,7 @@ from feature_store.errors import StoreInputError
 
 OBJECT_SCHEMES: Final = ("s3", "gs", "az")
 _PROBE: Final = ".probe-"
+_FORBIDDEN: Final = (errno.EACCES, errno.EROFS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,6 +179,24 @@ class LocalStorage:
         """Return the file of the object."""
         return self._file(key)
 
+    def check_place(self) -> None:
+        """Refuse a directory that is a file, or in which nothing can be made; make nothing.
+
+        Raises:
+            StoreInputError: It is one of these.
+        """
+        there = self._root
+        while not os.path.lexists(there) and there != there.parent:
+            there = there.parent
+        if not there.is_dir():
+            where = ", a file" if there == self._root else f", below the file {there}"
+            raise StoreInputError(
+                f"A store must be a folder, or become one. Got {self._root}{where}. "
+                "Choose another path."
+            )
+        if not os.access(there, os.W_OK | os.X_OK):
+            raise _not_writable(self._root, f"no permission to write {there}")
+
     def _file(self, key: str) -> Path:
         return self._root / key
 
@@ -194,17 +214,29 @@ class LocalStorage:
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
                 raise  # as with any other write, space may be freed
+            self.check_place()
+            if error.errno in _FORBIDDEN:
+                raise _not_writable(self._root, error.strerror or str(error)) from error
             raise StoreInputError(
-                f"A store must be on storage that can be written and has hard links. "
-                f"Got {error} in {self._root}. Put the store on a local or NFS file system."
+                "A store must be on storage that has hard links. "
+                f"Got {self._root}, which says: {error.strerror or error}. "
+                "Put the store on a local or NFS file system."
             ) from error
         finally:
-            path.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # where nothing can be made nothing is left
+                path.unlink(missing_ok=True)
         if (first, second, kept) != (True, False, b"1"):
             raise StoreInputError(
                 "A store must be on storage that refuses to create a file twice. "
                 f"Got {self._root}, which does not. Put the store on a local or NFS file system."
             )
+
+
+def _not_writable(root: Path, reason: str) -> StoreInputError:
+    return StoreInputError(
+        f"A store must be a folder that can be written. Got {root}: {reason}. "
+        "Correct the permissions or choose another path."
+    )
 
 
 def open_storage(url: str | Path) -> Storage:

@@ -17,7 +17,7 @@ from feature_store.errors import (
     ViewMismatchError,
 )
 from feature_store.pool import Pool, pool_from_parquet, pool_to_parquet
-from feature_store.storage import Storage, open_storage
+from feature_store.storage import LocalStorage, Storage, open_storage
 from feature_store.table import Table
 
 _KIND: Final = "svp feature store"
@@ -51,6 +51,19 @@ def open_store(url: str | Path, *, create: bool = False) -> "FeatureStore":
         marker = {"format": layout.FORMAT, "kind": _KIND}
         storage.create(layout.STORE_KEY, canonical_json(marker) + b"\n")
     return FeatureStore(storage)
+
+
+def check_place(url: str | Path) -> None:
+    """Refuse a local path that is no store and cannot become one; nothing is made.
+
+    A store that can only be read is not refused: all that is asked of it may be there.
+
+    Raises:
+        StoreInputError: Something else is there, it cannot be written, or there are no such URLs.
+    """
+    storage = open_storage(url)
+    if isinstance(storage, LocalStorage) and storage.size(layout.STORE_KEY) is None:
+        storage.check_place()
 
 
 class FeatureStore:
@@ -98,8 +111,11 @@ class FeatureStore:
             about: JSON values that do not: licence, parent, where it came from. The first wins.
         """
         encoder_id = encoder_id_of(identity)
-        record = {"about": dict(about or {}), "id": encoder_id, "identity": dict(identity)}
-        self._storage.create(layout.encoder_key(encoder_id), canonical_json(record) + b"\n")
+        key = layout.encoder_key(encoder_id)
+        # Looked up first: a store that can only be read serves what it has.
+        if self._storage.size(key) is None:
+            record = {"about": dict(about or {}), "id": encoder_id, "identity": dict(identity)}
+            self._storage.create(key, canonical_json(record) + b"\n")
         self.encoder_record(encoder_id)  # what another writer stored is checked, too
         return encoder_id
 

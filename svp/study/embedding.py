@@ -160,13 +160,23 @@ def embed_study(
     return Embedded(results=results, golden=golden, refreshed=refreshed)
 
 
-def embed_by(study: Study, spec: str, *, device: str, progress: Progress) -> "EmbedResult":
+def embed_by(
+    study: Study,
+    spec: str,
+    *,
+    device: str,
+    executor: "Executor | None" = None,
+    worker_device: str = "auto",
+    progress: Progress,
+) -> "EmbedResult":
     """Embed a study's images by another encoder, such as one that a refresh made.
 
     Args:
         study: The study.
         spec: The other encoder.
-        device: Where it runs.
+        device: Where it runs in this process.
+        executor: Whose workers embed; None = this process.
+        worker_device: Where the encoder runs on them; `auto` takes a GPU if there is one.
         progress: Where to report.
     """
     section = study.config.encoder
@@ -179,6 +189,8 @@ def embed_by(study: Study, spec: str, *, device: str, progress: Progress) -> "Em
         study.open_store(create=True),
         _embed_config(batch_size=section.batch_size or None, workers=section.workers or None),
         device=device,
+        executor=executor,
+        worker_device=worker_device,
         progress=progress,
     )
 
@@ -334,10 +346,11 @@ def _absolute_source(source: str | Path | Sequence[str | Path]) -> list[str]:
 
 
 def _check_store(url: str) -> None:
-    """Refuse a store of another format without making one."""
+    """Refuse a store of another format, or a place for none, without making one."""
     from feature_store.errors import StoreNotFoundError
-    from feature_store.store import open_store
+    from feature_store.store import check_place, open_store
 
+    check_place(url)
     with contextlib.suppress(StoreNotFoundError):
         open_store(url)
 

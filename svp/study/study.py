@@ -84,6 +84,7 @@ class Study:
 
         Raises:
             InputError: There is a study already, or a source does not exist.
+            StoreInputError: The store's path cannot become a store.
         """
         folder = Path(directory)
         if (folder / STUDY_FILE).exists():
@@ -104,6 +105,10 @@ class Study:
         from svp.encoders.spec import parse_spec
 
         parse_spec(config.encoder.spec)
+        if not _is_url(config.store.url):
+            from feature_store.store import check_place
+
+            check_place(config.store.url)
         before, path, after = _spec_path(config.encoder.spec)
         if path:
             path = _relative(path, folder)
