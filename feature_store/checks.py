@@ -1,5 +1,6 @@
 """What the chunks of one published segment must be, and which of them were found to be it."""
 
+import io
 from typing import Any, Final
 
 import crc32c
@@ -8,7 +9,7 @@ from numpy.typing import NDArray
 
 from feature_store.errors import CorruptChunkError
 from feature_store.layout import CHECKSUM_BYTES
-from feature_store.manifest import SegmentManifest
+from feature_store.manifest import SegmentManifest, StoredObject
 
 BLOCK_BYTES: Final = 2**18  # looked at together: they stay in cache from one check to the next
 
@@ -42,6 +43,19 @@ class ChunkChecks:
         if checksum != stored.crc32c or trailer != expected:
             raise self.damaged(stored.key, "another checksum")
         self.verified.add(index)
+
+    def match(self, stored: StoredObject, checksum: int, trailer: bytes) -> None:
+        """Raise CorruptChunkError if a chunk is not what was published."""
+        if checksum != stored.crc32c or trailer != checksum.to_bytes(CHECKSUM_BYTES, "little"):
+            raise self.damaged(stored.key, "another checksum")
+
+    def fill(self, file: io.FileIO, view: memoryview, stored: StoredObject) -> None:
+        """Fill a view with the next bytes of a file; CorruptChunkError if it ends before."""
+        while view:
+            count = file.readinto(view)
+            if not count:
+                raise self.damaged(stored.key, "a short read")
+            view = view[count:]
 
     def damaged(self, key: str, got: str) -> CorruptChunkError:
         """Return the error for an object of the segment that is not what was published."""

@@ -13,7 +13,6 @@ import itertools
 import mmap
 import os
 import sys
-from collections.abc import Iterable, Iterator
 from typing import Any, Final
 
 import crc32c
@@ -22,6 +21,7 @@ from numpy.typing import NDArray
 
 from feature_store import layout
 from feature_store.checks import ChunkChecks
+from feature_store.digest_files import DigestFiles
 from feature_store.errors import CorruptChunkError
 from feature_store.index import Look
 from feature_store.layout import CHECKSUM_BYTES, DIGEST_BYTES
@@ -59,6 +59,7 @@ class SegmentReader:
         self._remote = RemoteChunks(storage, self._prefix, manifest, self._checks)
         self._threads = max(THREADS, storage.parallel)
         self._payload_bytes = manifest.chunk_rows * manifest.row_bytes
+        self._digest_files = DigestFiles(manifest, self._checks, self._file)
 
     @functools.cached_property
     def is_direct(self) -> bool:
@@ -90,22 +91,10 @@ class SegmentReader:
 
     def _direct_digests(self) -> NDArray[np.uint8]:
         """Read the digest chunks straight into one array, or look at the only one of a bucket."""
-        chunks = self.manifest.digests
-        if self._directory is None:
-            parts = [np.frombuffer(self._payload(stored), np.uint8) for stored in chunks]
-            flat = parts[0] if len(parts) == 1 else np.concatenate(parts)
-            return flat.reshape(-1, DIGEST_BYTES)[: self.manifest.rows]
-        sizes = [stored.size - CHECKSUM_BYTES for stored in chunks]
-        flat = np.empty(sum(sizes), np.uint8)
-        starts = np.cumsum([0, *sizes]).tolist()
-
-        def read(number: int) -> None:
-            part = flat[starts[number] : starts[number + 1]].data
-            blocks = (part[at : at + BLOCK_BYTES] for at in range(0, len(part), BLOCK_BYTES))
-            for _ in self._filled(chunks[number], blocks):
-                pass
-
-        each(read, range(len(chunks)), THREADS)
+        if self._directory is not None:
+            return self._digest_files.read()
+        parts = [np.frombuffer(self._payload(stored), np.uint8) for stored in self.manifest.digests]
+        flat = parts[0] if len(parts) == 1 else np.concatenate(parts)
         return flat.reshape(-1, DIGEST_BYTES)[: self.manifest.rows]
 
     @property
@@ -114,48 +103,8 @@ class SegmentReader:
         return self._directory is not None and self.is_direct
 
     def show(self, look: Look, first: int) -> None:
-        """Show all digests to a look while they are read and checked, without keeping them.
-
-        A look's answer counts only if this returns.
-
-        Args:
-            look: What is looked for.
-            first: Number of this segment's first row in the look.
-
-        Raises:
-            CorruptChunkError: If a digest chunk is damaged.
-        """
-        chunks, rows = self.manifest.digests, self.manifest.rows
-        sizes = [stored.size - CHECKSUM_BYTES for stored in chunks]
-        starts = [start // DIGEST_BYTES for start in np.cumsum([0, *sizes]).tolist()]
-        if starts[-1] < rows:
-            raise self._checks.damaged("digests", f"{starts[-1]} rows")
-
-        def read(number: int) -> None:
-            scratch = np.empty((BLOCK_BYTES // DIGEST_BYTES, DIGEST_BYTES), np.uint8)
-            view, length = scratch.reshape(-1).data, sizes[number]
-            blocks = (view[: min(BLOCK_BYTES, length - at)] for at in range(0, length, BLOCK_BYTES))
-            row = starts[number]
-            for block in self._filled(chunks[number], blocks):
-                digests = scratch[: len(block) // DIGEST_BYTES]
-                look.at(first + row, digests[: max(0, rows - row)])
-                row += len(digests)
-
-        each(read, range(len(chunks)), THREADS)
-
-    def _filled(self, stored: StoredObject, blocks: Iterable[memoryview]) -> Iterator[memoryview]:
-        """Fill blocks with the content of one of our chunks, and check it behind the last one."""
-        with self._file(stored) as file:
-            checksum = 0
-            for block in blocks:
-                self._fill(file, block, stored)
-                checksum = crc32c.crc32c(block, checksum)
-                yield block
-            self._match(stored, checksum, file.read(CHECKSUM_BYTES))
-
-    def _match(self, stored: StoredObject, checksum: int, trailer: bytes) -> None:
-        if checksum != stored.crc32c or trailer != checksum.to_bytes(CHECKSUM_BYTES, "little"):
-            raise self._checks.damaged(stored.key, "another checksum")
+        """Show all digests to a look while they are read; see `DigestFiles.show`."""
+        self._digest_files.show(look, first)
 
     def read(self, runs: Runs, out: NDArray[Any], *, verify: bool = True) -> None:
         """Copy rows of this segment into rows of `out`.
@@ -299,12 +248,12 @@ class SegmentReader:
         with self._file(stored) as file:
             if not verify:
                 file.seek(first)
-                self._fill(file, view, stored)
+                self._checks.fill(file, view, stored)
                 return
             checksum = self._skip(file, first, stored, 0)
             for start in range(0, len(view), BLOCK_BYTES):
                 block = view[start : start + BLOCK_BYTES]
-                self._fill(file, block, stored)
+                self._checks.fill(file, block, stored)
                 checksum = crc32c.crc32c(block, checksum)
             checksum = self._skip(file, self._payload_bytes - last, stored, checksum)
             trailer = file.read(CHECKSUM_BYTES)
@@ -329,20 +278,13 @@ class SegmentReader:
             raise self._checks.damaged(stored.key, f"{size} bytes")
         return handle
 
-    def _fill(self, file: io.FileIO, view: memoryview, stored: StoredObject) -> None:
-        while view:
-            count = file.readinto(view)
-            if not count:
-                raise self._checks.damaged(stored.key, "a short read")
-            view = view[count:]
-
     def _skip(self, file: io.FileIO, length: int, stored: StoredObject, checksum: int) -> int:
         """Read bytes that nobody asked for: the checksum covers them."""
         if length:
             scratch = memoryview(bytearray(min(length, BLOCK_BYTES)))
             for start in range(0, length, BLOCK_BYTES):
                 block = scratch[: min(BLOCK_BYTES, length - start)]
-                self._fill(file, block, stored)
+                self._checks.fill(file, block, stored)
                 checksum = crc32c.crc32c(block, checksum)
         return checksum
 
@@ -382,7 +324,7 @@ class SegmentReader:
         """Return the content of one of our chunks, checked the quick way."""
         data = memoryview(self._sized(stored))
         payload, trailer = data[:-CHECKSUM_BYTES], bytes(data[-CHECKSUM_BYTES:])
-        self._match(stored, crc32c.crc32c(payload), trailer)
+        self._checks.match(stored, crc32c.crc32c(payload), trailer)
         return payload
 
     def _check_all(self) -> None:

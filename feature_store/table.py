@@ -5,7 +5,7 @@ Shapes: N = asked digests, M = planned digests, R = rows of all segments, d = di
 
 import threading
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
@@ -23,13 +23,13 @@ from feature_store.index import DigestIndex, Look, check_digests, first_occurren
 from feature_store.manifest import Failure, SegmentManifest
 from feature_store.mapping import Maps
 from feature_store.plan import SegmentPlan, plan_segments
+from feature_store.published import Published, count_failures, row_offsets
 from feature_store.reader import SegmentReader
 from feature_store.runs import Runs
 from feature_store.segment import SegmentWriter
 from feature_store.storage import Storage
 from feature_store.threads import mapped
 
-_NO_DIGESTS: Final = np.zeros((0, layout.DIGEST_BYTES), np.uint8)
 _CAST_BYTES: Final = 64 * 2**20  # read at once when the caller wants another dtype
 
 
@@ -45,21 +45,6 @@ class Rows:
         return len(self.row)
 
 
-@dataclass(frozen=True, eq=False)
-class _Published:
-    """The published segments at one moment, in order of their ranks."""
-
-    readers: tuple[SegmentReader, ...] = ()
-    offsets: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
-    """First row of each segment among those of all."""
-    digests: NDArray[np.uint8] = field(default_factory=lambda: _NO_DIGESTS)
-    index: DigestIndex = field(default_factory=lambda: DigestIndex(_NO_DIGESTS))
-    failures: Mapping[bytes, Failure] = field(default_factory=dict)
-    """Of digests without a row."""
-    failed: DigestIndex = field(default_factory=lambda: DigestIndex(_NO_DIGESTS))
-    """The same digests."""
-
-
 class Table:
     """Reads and plans segments. Always sees what is published now; safe across threads."""
 
@@ -72,7 +57,7 @@ class Table:
         self._maps = Maps()
         self._lock = threading.Lock()
         self._readers: dict[str, SegmentReader] = {}
-        self._state = _Published()
+        self._state = Published()
         self._looked = False
 
     @property
@@ -262,7 +247,7 @@ class Table:
         return problems
 
     def _missing(
-        self, published: _Published, absent: NDArray[np.uint8], total: int
+        self, published: Published, absent: NDArray[np.uint8], total: int
     ) -> MissingRowsError:
         failed = int((published.failed.find(absent) >= 0).sum())
         note = f", {failed:,} of which failed before" if failed else ""
@@ -275,7 +260,7 @@ class Table:
         )
 
     def _attempts(self, digests: NDArray[np.uint8]) -> NDArray[np.int64]:
-        published = _count_failures(self._open())
+        published = count_failures(self._open())
         counts = np.zeros(len(digests), np.int64)
         if published:
             failed = np.frombuffer(b"".join(published), np.uint8).reshape(-1, layout.DIGEST_BYTES)
@@ -323,33 +308,11 @@ class Table:
             )
         return readers
 
-    def _published(self) -> _Published:
-        readers = self._ranked()
-        known = self._state
-        if known.readers == readers:
-            return known
-        # What is known already stays one array: a table of 1e8 rows holds 3.2 GB of digests.
-        parts = dict(zip(known.readers, np.split(known.digests, known.offsets[1:]), strict=False))
-        fresh = [reader for reader in readers if reader not in parts]
-        read = mapped(SegmentReader.digests, fresh, self._storage.parallel)
-        parts |= dict(zip(fresh, read, strict=True))
-        digests = [parts[reader] for reader in readers]
-        # Not copied where it is one: the digests of a million rows are 32 MB.
-        joined = digests[0] if len(digests) == 1 else np.concatenate([_NO_DIGESTS, *digests])
-        # The rows of a plan are distinct, those of several segments need not be.
-        index = DigestIndex(joined, distinct=len(digests) == 1)
-        failures = _count_failures(readers)
-        failed = np.frombuffer(b"".join(failures), np.uint8).reshape(-1, layout.DIGEST_BYTES)
-        failed = failed[index.find(failed) < 0]
-        self._state = _Published(
-            readers=readers,
-            offsets=_offsets(readers),
-            digests=joined,
-            index=index,
-            failures={digest.tobytes(): failures[digest.tobytes()][0] for digest in failed},
-            failed=DigestIndex(failed),
-        )
-        return self._state
+    def _published(self) -> Published:
+        readers, state = self._ranked(), self._state
+        if state.readers != readers:
+            state = self._state = state.renewed(readers, self._storage.parallel)
+        return state
 
     def _ranked(self) -> tuple[SegmentReader, ...]:
         return tuple(sorted(self._open(), key=lambda reader: reader.manifest.rank))
@@ -383,34 +346,13 @@ class Table:
         rows = sum(reader.manifest.rows for reader in readers)
         if not Look.pays(len(digests), rows) or not all(reader.can_show for reader in readers):
             return None
-        look, offsets = Look(digests), _offsets(readers)
+        look, offsets = Look(digests), row_offsets(readers)
         for reader, first in zip(readers, offsets.tolist(), strict=True):
             reader.show(look, first)
         found = look.rows()
         if found is None or (found < 0).any():
             return None
         return readers, offsets, Runs.of(found)
-
-
-def _offsets(readers: tuple[SegmentReader, ...]) -> NDArray[np.int64]:
-    """Return the first row of each segment among those of all."""
-    rows = [reader.manifest.rows for reader in readers]
-    return np.cumsum([0, *rows])[:-1].astype(np.int64)
-
-
-def _count_failures(readers: tuple[SegmentReader, ...]) -> dict[bytes, tuple[Failure, int]]:
-    """Return the newest reason and the number of failures of each digest that ever failed."""
-    failures: dict[bytes, tuple[Failure, int]] = {}
-    counted: set[tuple[bytes, int]] = set()
-    # The attempt orders them in time, so the last reason stays.
-    for reader in sorted(readers, key=lambda reader: reader.manifest.attempt):
-        for entry in reader.manifest.failures:
-            digest, attempt = bytes.fromhex(entry.digest), reader.manifest.attempt
-            count = failures[digest][1] if digest in failures else 0
-            # A merged segment repeats the failures of its sources; they happened once.
-            failures[digest] = (entry.failure, count + ((digest, attempt) not in counted))
-            counted.add((digest, attempt))
-    return failures
 
 
 def read_segment(reader: SegmentReader, runs: Runs, out: NDArray[Any], *, verify: bool) -> None:
