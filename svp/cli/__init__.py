@@ -11,8 +11,8 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
-from types import FrameType
-from typing import NoReturn
+
+from svp.cli.stopping import Signals, Stopped
 
 # Tensor libraries may otherwise start one busy thread per core in every worker process.
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -30,19 +30,6 @@ _PASSING = {
     errno.EAGAIN, errno.EBUSY, errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE,
     errno.ETIMEDOUT, errno.ECONNRESET, errno.ENETUNREACH, errno.EHOSTUNREACH,
 }  # fmt: skip
-
-
-class _Stopped(BaseException):
-    """SIGINT or SIGTERM, raised in the main thread so that every `finally` runs."""
-
-    def __init__(self, number: int) -> None:
-        super().__init__(number)
-        self.exit_code = 128 + number
-
-
-def _on_signal(number: int, frame: FrameType | None) -> NoReturn:
-    del frame
-    raise _Stopped(number)
 
 
 def _one_line(error: BaseException) -> str:
@@ -97,26 +84,30 @@ def _of_store(error: Exception) -> int | None:
     return 3 if isinstance(error, correctable) else 4
 
 
-def run(arguments: Sequence[str]) -> int:
-    """Run one command and return its exit code; a bug's traceback goes to stderr."""
+def run(arguments: Sequence[str], signals: Signals | None = None) -> int:
+    """Run one command and return its exit code; a bug's traceback goes to stderr.
+
+    Args:
+        arguments: The words behind `svp`.
+        signals: Of the process, if it is this command's own.
+    """
+    try:
+        return _run(arguments, signals)
+    except (KeyboardInterrupt, Stopped):
+        return _stopped(signals)
+
+
+def _run(arguments: Sequence[str], signals: Signals | None) -> int:
     from svp.cli.app import app
     from svp.errors import SvpError
 
     try:
         outcome = app(list(arguments), standalone_mode=False, prog_name="svp")
-    except SvpError as error:
-        return _fail(error.exit_code, _one_line(error))
-    except KeyboardInterrupt:
-        return _fail(130, _STOPPED)
-    except _Stopped as stopped:
-        return _fail(stopped.exit_code, _STOPPED)
-    except SystemExit as leaving:
-        # Typer leaves by itself when the reader of a pipe is gone.
-        cause = leaving.__context__
-        if isinstance(cause, OSError) and cause.errno == errno.EPIPE:
-            return _pipe_closed()
-        raise
     except Exception as error:
+        if signals is not None and signals.asked is not None:
+            return _stopped(signals)
+        if isinstance(error, SvpError):
+            return _fail(error.exit_code, _one_line(error))
         code = _of_store(error)
         if code is not None:
             return _fail(code, _one_line(error))
@@ -126,7 +117,21 @@ def run(arguments: Sequence[str]) -> int:
                 raise
             return code
         return _usage(error)
+    except SystemExit as leaving:
+        # Typer leaves by itself when the reader of a pipe is gone.
+        cause = leaving.__context__
+        if isinstance(cause, OSError) and cause.errno == errno.EPIPE:
+            return _pipe_closed()
+        raise
     return outcome if isinstance(outcome, int) else 0
+
+
+def _stopped(signals: Signals | None) -> int:
+    number: int = signal.SIGINT
+    if signals is not None:
+        signals.release()  # asked twice: Python's own end, which waits for threads, needs no order
+        number = signals.asked or number
+    return _fail(128 + number, _STOPPED)
 
 
 def _usage(error: Exception) -> int:
@@ -146,8 +151,6 @@ def _usage(error: Exception) -> int:
 
 def main() -> None:
     """Run the command line as a process."""
-    signal.signal(signal.SIGTERM, _on_signal)
-    # A shell starts background jobs with SIGINT ignored; that stays so.
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-        signal.signal(signal.SIGINT, _on_signal)
-    sys.exit(run(sys.argv[1:]))
+    with Signals() as signals:
+        code = run(sys.argv[1:], signals)
+    sys.exit(code)

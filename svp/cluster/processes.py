@@ -2,7 +2,9 @@
 
 import concurrent.futures
 import concurrent.futures.process
+import contextlib
 import multiprocessing
+import signal
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -31,6 +33,22 @@ def _run(number: int, part: Any) -> tuple[int, int, Any]:
 
     result = job.run(state, part, advance)
     return number, done, result
+
+
+@contextlib.contextmanager
+def _interrupts_held() -> Iterator[None]:
+    """Start processes that the interrupt key does not reach: this one ends them.
+
+    The key goes to every process of the terminal, and each would print a traceback of its own.
+    """
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 class Processes:
@@ -63,17 +81,23 @@ class Processes:
         pool = concurrent.futures.ProcessPoolExecutor(
             self._count, mp_context=context, initializer=_open, initargs=(job, self._threads)
         )
+        others = set(multiprocessing.active_children())
+        finished = False
         try:
-            waiting = [pool.submit(_run, number, part) for number, part in enumerate(parts)]
+            with _interrupts_held():
+                waiting = [pool.submit(_run, number, part) for number, part in enumerate(parts)]
             for future in concurrent.futures.as_completed(waiting):
                 number, done, result = future.result()
                 task.advance(done)
                 yield number, result
+            finished = True
         except concurrent.futures.process.BrokenProcessPool as error:
             raise TemporaryError(
                 "A worker process must live until its part is done. Got one that ended early; "
                 "memory is the usual reason. Run the same command again with fewer --jobs."
             ) from error
         finally:
-            # After a stop the parts in work are finished and dropped; the others never start.
+            if not finished:  # nobody takes what they compute; a kill costs no more than that
+                for process in set(multiprocessing.active_children()) - others:
+                    process.terminate()
             pool.shutdown(wait=True, cancel_futures=True)
