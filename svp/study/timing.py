@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
+import numpy.typing as npt
 
 from svp.progress import Progress
 from svp.seed import derive_seed, numpy_generator
@@ -31,7 +32,11 @@ if TYPE_CHECKING:
     from svp.data.source import Source
     from svp.encoders.encoder import Encoder
 
-_WARM: Final = 64
+Int64Array = npt.NDArray[np.int64]
+
+_EMBED_S: Final = 5.0  # of embedding to time, at least: the clocks of shared machines vary
+_FIRST: Final = 256  # images of the first run, which is timed apart
+_BLOCKS: Final = 16
 _WARM_STEPS: Final = 2
 _TRAIN_S: Final = 3.0  # of training to time, in at least and at most so many steps
 _STEPS: Final = (4, 40)
@@ -49,7 +54,8 @@ class EmbedTiming:
     Attributes:
         images: Images timed.
         open_s: Seconds to open the encoder and compare its golden images.
-        fixed_s: Seconds of a run whatever its size, behind `open_s`.
+        fixed_s: Seconds of a run whatever its size, behind `open_s`: looking up what is stored,
+            and what the first batch pays for (kernels, caches, pages).
         image_s: Seconds per image, decoding and writing included.
         read_s: Seconds to read one image's embedding back.
         row_bytes: Bytes stored per image.
@@ -120,7 +126,7 @@ def measure(
         study: The study.
         budget: Labels per round.
         rounds: Rounds.
-        sample: Images to embed and to train on.
+        sample: Images to embed, or more if they take a moment only, and to train on.
         device: Where to compute.
         progress: Where to report.
     """
@@ -131,16 +137,16 @@ def measure(
     began = time.monotonic()
     pool = study.scan(source, progress).pool
     scan_s = time.monotonic() - began
-    rows = np.linspace(0, len(pool) - 1, min(sample + _WARM, len(pool))).astype(np.int64)
+    rows = np.linspace(0, len(pool) - 1, min(sample, len(pool))).astype(np.int64)
     part = pool.subset(np.unique(rows))
     with tempfile.TemporaryDirectory(prefix="svp-plan-") as folder:
         began = time.monotonic()
         encoder = open_encoder(
             study.encoder_spec, device=device, precision=study.config.encoder.precision
         )
-        progress.say(f"Embedding {len(part):,} of {len(pool):,} images")
+        progress.say(f"Embedding {len(part):,} of {len(pool):,} images, or more if that is quick")
         embed = _time_embedding(
-            study, source, pool, part, encoder, Path(folder) / "store", began=began
+            study, source, pool, sample, encoder, Path(folder) / "store", began=began
         )
         progress.say("Fitting a proxy and selecting among as many random vectors as the pool has")
         counts = sorted({0, budget, budget * max(1, rounds - 1)})
@@ -174,7 +180,7 @@ def _time_embedding(
     study: Study,
     source: "Source",
     pool: "Pool",
-    part: "Pool",
+    sample: int,
     encoder: "Encoder",
     folder: Path,
     *,
@@ -188,14 +194,27 @@ def _time_embedding(
     store = open_store(str(folder), create=True)
     check_golden(store, encoder)
     open_s = time.monotonic() - began
-    warm = min(_WARM, len(part) // 2)
-    # The first batch pays for what later ones find ready: kernels, caches, pages.
-    embed(part.subset(np.arange(warm)), source, encoder, store, config=config)
-    timed = part.subset(np.arange(warm, len(part)))
+    rows = Blocks(len(pool))
+    # The first batch pays for what later ones find ready: kernels, caches, pages. That is no part
+    # of the rate, but of every run.
+    cold = embed(
+        pool.subset(rows.take(min(_FIRST, sample // 2, len(pool) // 2))),
+        source,
+        encoder,
+        store,
+        config=config,
+    )
+    timed = pool.subset(rows.take(min(sample, rows.left)))
     done = embed(timed, source, encoder, store, config=config)
+    more = min(round(len(timed) * _EMBED_S / max(done.seconds, 1e-3)), rows.left)
+    if more > len(timed):
+        # A moment does not stand for hours: as many more as fill some seconds.
+        timed = pool.subset(rows.take(more))
+        done = embed(timed, source, encoder, store, config=config)
     # Once more with nothing to do: what a run costs whatever its size.
-    fixed_s = embed(timed, source, encoder, store, config=config).seconds
+    empty_s = embed(timed, source, encoder, store, config=config).seconds
     count = max(1, done.embedded)
+    image_s = max(done.seconds - empty_s, 1e-9) / count
     began = time.monotonic()
     load_features(store, timed, encoder.id)
     read_s = time.monotonic() - began
@@ -207,13 +226,45 @@ def _time_embedding(
     return EmbedTiming(
         images=count,
         open_s=open_s,
-        fixed_s=fixed_s,
-        image_s=max(done.seconds - fixed_s, 1e-9) / count,
+        fixed_s=max(empty_s, cold.seconds - cold.embedded * image_s),
+        image_s=image_s,
         read_s=read_s / count,
-        row_bytes=min(stored / len(part), _row_bytes(encoder)),
+        row_bytes=min(stored / rows.taken, _row_bytes(encoder)),
         requests=requests,
         dim=encoder.dim,
     )
+
+
+class Blocks:
+    """Rows of a pool in a few runs of neighbours spread over it, each row once.
+
+    Neighbours, because archives and tables give them faster than images picked singly, and a run
+    reads neighbours; spread, because folders differ in the size of their images.
+
+    Args:
+        rows: Of the pool.
+
+    Attributes:
+        left: Rows that were not given yet.
+        taken: Rows that were.
+    """
+
+    def __init__(self, rows: int) -> None:
+        self._blocks = np.array_split(np.arange(rows), min(_BLOCKS, rows))
+        self.left, self.taken = rows, 0
+
+    def take(self, count: int) -> Int64Array:
+        """Return `count` more rows (M,), ascending; there must be so many left."""
+        taken: list[Int64Array] = []
+        for place, block in enumerate(self._blocks):
+            # What a short block lacks the later ones give.
+            share = -(-(count - sum(len(rows) for rows in taken)) // (len(self._blocks) - place))
+            taken.append(block[:share])
+            self._blocks[place] = block[share:]
+        rows = np.concatenate(taken).astype(np.int64)
+        self.left -= len(rows)
+        self.taken += len(rows)
+        return rows
 
 
 def _row_bytes(encoder: "Encoder") -> int:

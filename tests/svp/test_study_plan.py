@@ -1,6 +1,7 @@
 """What a study will take: predicted from a sample, and compared with what happened."""
 
 import csv
+import itertools
 import json
 
 import pytest
@@ -12,7 +13,7 @@ from svp.study.config import FinetuneSection, read_study_toml, write_study_toml
 from svp.study.planning import PLAN_FILE, deviations, predict
 from svp.study.prices import PricesSection
 from svp.study.study import Study
-from svp.study.timing import EmbedTiming, FinetuneTiming, Timing
+from svp.study.timing import Blocks, EmbedTiming, FinetuneTiming, Timing
 
 OPTIONS = {"steps": 4, "batch_size": 8, "method": "supervised", "mode": "ft"}
 
@@ -131,6 +132,24 @@ def test_a_campaign_is_planned_run_and_checked(study, tmp_path, capsys):
     assert [one["name"] for one in checked["deviations"]] == ["embed", "select 0", "finetune"]
     one = checked["deviations"][0]
     assert one["error"] == pytest.approx(one["predicted_s"] / one["actual_s"] - 1)
+
+
+@pytest.mark.parametrize(
+    ("rows", "counts"), [(1000, (1, 100, 0, 450, 449)), (7, (3, 4)), (1, (1,))]
+)
+def test_timed_rows_are_neighbours_spread_over_the_pool_and_none_comes_twice(rows, counts):
+    blocks, seen = Blocks(rows), []
+    for count in counts:
+        taken = blocks.take(count).tolist()
+        assert len(taken) == count
+        assert taken == sorted(taken)
+        seen += taken
+        if count == 100:
+            follows = sum(b - a == 1 for a, b in itertools.pairwise(taken))
+            assert follows > 80
+            assert taken[-1] - taken[0] > 900
+        assert (blocks.taken, blocks.left) == (len(seen), rows - len(seen))
+    assert sorted(seen) == list(range(rows))
 
 
 def test_numbers_out_of_range_are_refused(study):
