@@ -380,6 +380,7 @@ def _run(case: pools.Case, options: argparse.Namespace, machine: Machine) -> dic
             )
             for form in chosen.values():
                 row = _strategy_row(form, pool, folder, machine, options)
+                row["context"] = context(device)
                 result["rows"].append(row)
                 print(_shown(row), flush=True)
                 if options.json:
@@ -390,13 +391,18 @@ def _run(case: pools.Case, options: argparse.Namespace, machine: Machine) -> dic
 
 
 def _save(path: Path, result: dict[str, Any]) -> None:
-    """Put a case into the file; other cases that are there stay."""
+    """Put a case into the file; other cases, and rows of other strategies, stay as they are."""
     held = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     cases = held.get("cases", []) if held.get("schema") == _SCHEMA else []
 
     def place(one: dict[str, Any]) -> tuple[str, str]:
-        return one["case"]["name"], one["context"]["device"]
+        return str(one["case"]), one["context"]["device"]
 
+    new = {row["strategy"] for row in result["rows"]}
+    for one in cases:
+        if place(one) == place(result):
+            old = [row for row in one["rows"] if row["strategy"] not in new]
+            result = {**result, "rows": [*old, *result["rows"]]}
     cases = [one for one in cases if place(one) != place(result)]
     text = json.dumps({"schema": _SCHEMA, "cases": [*cases, result]}, indent=2)
     path.write_text(text + "\n", encoding="utf-8")
