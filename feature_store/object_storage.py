@@ -211,7 +211,15 @@ class ObjectStorage:
                 return GCSStore(self._bucket, prefix=prefix, **options)
             return AzureStore(self._bucket, prefix=prefix, **options)
 
-        return self._ask(connect)
+        from obstore.exceptions import BaseError
+
+        try:
+            return connect()
+        except BaseError as error:
+            raise StoreInputError(
+                f"Credentials for {self.url} must be complete. Got: {_first_line(error)}. "
+                f"Set them in the environment ({_CREDENTIALS[self._scheme]})."
+            ) from error
 
     def _put(self, store: Any, key: str, data: bytes) -> bool:
         from obstore.exceptions import AlreadyExistsError
@@ -306,14 +314,14 @@ class ObjectStorage:
                 ) from error
             raise FeatureStoreError(
                 f"{self.url} must accept the request. Got: {text}. "
-                "Check region, endpoint and credentials."
+                f"Check region, endpoint and credentials ({_CREDENTIALS[self._scheme]})."
             ) from error
 
 
 _CREDENTIALS: Final = {
     "s3": "AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_REGION, AWS_ENDPOINT_URL",
-    "gs": "GOOGLE_APPLICATION_CREDENTIALS",
-    "az": "AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY",
+    "gs": "GOOGLE_APPLICATION_CREDENTIALS, GOOGLE_BASE_URL",
+    "az": "AZURE_STORAGE_ACCOUNT_NAME, AZURE_STORAGE_ACCOUNT_KEY, AZURE_STORAGE_ENDPOINT",
 }
 
 

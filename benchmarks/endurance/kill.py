@@ -203,19 +203,14 @@ def local(tally: Tally, rng: random.Random, kills: int, root: Path, *, of: int) 
 
 def bucket(tally: Tally, rng: random.Random, kills: int, root: Path, *, flaky: bool) -> None:
     """One process on an S3 service, which may fail one request in ten."""
-    sys.path.insert(0, str(ROOT / "tests" / "feature_store"))
-    from s3_service import running_service
+    sys.path.insert(0, str(ROOT))
+    from tests.buckets.s3 import running_s3
 
-    with running_service() as service:
+    with running_s3() as service:
         service.make_bucket("bucket")
         for name in [name for name in os.environ if name.startswith("AWS_")]:
             del os.environ[name]
-        os.environ |= {
-            "AWS_ACCESS_KEY_ID": "key",
-            "AWS_SECRET_ACCESS_KEY": "secret",
-            "AWS_REGION": "us-east-1",
-            "AWS_ENDPOINT_URL": service.url,
-        }
+        os.environ |= service.environment
         if flaky:
             lottery = random.Random(0)
             wrongs = [500, 503, 429, service.DROP]

@@ -1,285 +1,117 @@
-"""Stores in a bucket of a real S3 server process."""
+"""Stores in buckets of real server processes: S3, Google Cloud Storage, Azure."""
 
 import builtins
 import itertools
-import os
-import signal
-import subprocess
-import sys
-import time
-from collections import Counter
-from pathlib import Path
 
-import numpy as np
 import pytest
-from s3_service import Service, running_service
-from storage_contract import StorageContract, make_store
+from object_store_contract import ObjectStoreContract
 
 from feature_store import (
     FeatureStoreError,
     ObjectStorage,
-    StorageUnavailableError,
+    StoreInputError,
     StoreNotFoundError,
-    object_storage,
     open_store,
 )
-from feature_store.garbage import delete_garbage, find_garbage
-from feature_store.transfer import copy_store
+from tests.buckets.azure import find_azurite, running_azure
+from tests.buckets.gcs import find_testbench, running_gcs, running_testbench
 
 pytest.importorskip("obstore", reason="needs the extra objectstore")
-pytest.importorskip("moto", reason="needs the extra dev")
 
-WRITER = Path(__file__).with_name("killed_writer.py")
-ROWS = 100
 _numbers = itertools.count()
 
 
 @pytest.fixture(scope="session")
-def running():
-    with running_service() as service:
+def gcs():
+    pytest.importorskip("moto", reason="needs the extra dev")
+    with running_gcs() as service:
         service.make_bucket("bucket")
         yield service
 
 
-@pytest.fixture(autouse=True)
-def service(running, monkeypatch):
-    for name in [name for name in os.environ if name.startswith("AWS_")]:
-        monkeypatch.delenv(name)
-    for name, value in {
-        "AWS_ACCESS_KEY_ID": "key",
-        "AWS_SECRET_ACCESS_KEY": "secret",
-        "AWS_REGION": "us-east-1",
-        "AWS_ENDPOINT_URL": running.url,
-    }.items():
-        monkeypatch.setenv(name, value)
-    running.reset()
-    yield running
-    running.reset()
+@pytest.fixture(scope="session")
+def testbench():
+    python = find_testbench()
+    if python is None:
+        pytest.skip("needs Google's testbench, named by SVP_GCS_TESTBENCH")
+    with running_testbench(python) as service:
+        service.make_bucket("bucket")
+        yield service
 
 
-@pytest.fixture
-def url():
-    return f"s3://bucket/some/prefix-{next(_numbers)}"
+@pytest.fixture(scope="session")
+def azure():
+    command = find_azurite()
+    if command is None:
+        pytest.skip("needs Azurite, named by SVP_AZURITE or on the PATH")
+    with running_azure(command) as service:
+        service.make_bucket("bucket")
+        yield service
 
 
-@pytest.fixture
-def impatient(monkeypatch):
-    monkeypatch.setattr(object_storage, "RETRIES", 2)
-    monkeypatch.setattr(object_storage, "PATIENCE_S", 1.0)
-
-
-class TestObjectStorageContract(StorageContract):
+class TestS3(ObjectStoreContract):
     @pytest.fixture
-    def storage(self, url):
-        return ObjectStorage(url)
+    def service(self, s3):
+        s3.make_bucket("bucket")
+        s3.reset()
+        return s3
 
+    @pytest.fixture
+    def url(self, service):
+        return f"s3://bucket/some/prefix-{next(_numbers)}"
 
-def _start(environment, *arguments):
-    return subprocess.Popen(
-        [sys.executable, WRITER, "run", *map(str, arguments)],
-        env={**environment, **{k: v for k, v in os.environ.items() if k.startswith("AWS_")}},
-        stdout=subprocess.PIPE,
-        text=True,
-    )
+    def test_a_conflict_that_leaves_nothing_is_tried_again(self, url, service):
+        storage = ObjectStorage(url)
+        storage.create("first", b"")
+        conflicts = iter([409, 409])
+        service.misbehave = lambda method, *_: next(conflicts, None) if method == "PUT" else None
+        assert storage.create("x", b"content")
+        assert storage.get("x") == b"content"
 
+    def test_a_service_without_conditional_writes_is_refused(self, url, service):
+        def ignore(method, path, headers):
+            for name in [name for name in headers if name.lower() == "if-none-match"]:
+                del headers[name]
 
-def _lines(log):
-    return log.read_text().splitlines() if log.exists() else []
-
-
-def test_a_store_is_made_only_when_asked(url, service):
-    with pytest.raises(StoreNotFoundError, match=r"store\.json"):
-        open_store(url)
-    assert service.answered("PUT", 200) == []
-    store = open_store(f"{url}/", create=True)
-    assert store.url == url
-    assert open_store(url).pools() == []
-
-
-def test_a_killed_writer_loses_one_chunk_at_most(tmp_path, url, samples, child_environment):
-    log, kills = tmp_path / "log", 2
-    digests = samples.digests(ROWS)
-    for kill in range(kills):
-        published, before = set(), len(_lines(log))
-        if before:
-            store = open_store(url)
-            published = {s.id for s in store.table(store.encoders()[0]).segments()}
-        with _start(child_environment, url, log, 0.01) as child:
-            assert child.stdout.readline() == "ready\n"
-            while len(_lines(log)) < before + 3 + kill and child.poll() is None:
-                time.sleep(0.001)
-            child.send_signal(signal.SIGKILL)
-        store = open_store(url)
-        table = store.table(store.encoders()[0])
-        assert table.verify() == []
-        missing = set(table.missing(digests).tolist())
-        there = digests[[row for row in range(ROWS) if row not in missing]]
-        assert table.read(there).tobytes() == samples.embed(there).tobytes()
-        assert not {line.split()[0] for line in _lines(log)[before:]} & published
-    with _start(child_environment, url, log, 0) as child:
-        assert child.wait() == 0
-    lines = Counter(_lines(log))
-    assert len(lines) == 13  # 5 + 5 + 3 chunks of 8 rows in segments of 40
-    assert sum(lines.values()) - len(lines) <= kills, "a kill costs at most one chunk"
-    table = store.table(store.encoders()[0])
-    np.testing.assert_array_equal(table.read(digests), samples.embed(digests))
-    assert (len(table.segments()), table.verify()) == (3, [])
-
-
-def test_one_of_two_writers_publishes(tmp_path, url, samples, child_environment, service):
-    children = [_start(child_environment, url, tmp_path / f"log-{i}", 0.002) for i in range(2)]
-    for child in children:
-        with child:
-            child.stdout.read()
-            assert child.wait() == 0
-    created = Counter(service.answered("PUT", 200))
-    assert set(created.values()) == {1}, "an object is created once"
-    manifests = [path for path in created if path.count("/segments/") and path.endswith(".json")]
-    assert len([path for path in manifests if not path.endswith("zarr.json")]) == 3
-    store = open_store(url)
-    table = store.table(store.encoders()[0])
-    digests = samples.digests(ROWS)
-    np.testing.assert_array_equal(table.read(digests), samples.embed(digests))
-    assert (table.rows, table.verify()) == (ROWS, [])
-
-
-@pytest.mark.parametrize("status", [503, 429])
-def test_throttling_is_waited_out(url, samples, service, status):
-    counter = itertools.count(1)
-    service.misbehave = lambda *_: status if next(counter) % 10 == 0 else None
-    store = open_store(url, create=True)
-    table = store.table(store.put_encoder(samples.identity))
-    digests = samples.digests(48)
-    samples.fill(table, digests)
-    np.testing.assert_array_equal(table.read(digests), samples.embed(digests))
-    assert len([line for line in service.log if line[2] == status]) >= 3
-
-
-def test_an_answer_that_got_lost_is_no_failure(url, service):
-    lost = {"left": 2}
-
-    def drop(method, path, headers):
-        if method == "PUT" and path.endswith("/x") and lost["left"]:
-            lost["left"] -= 1
-            return Service.DROP
-        return None
-
-    storage = ObjectStorage(url)
-    service.misbehave = drop
-    storage.create("x", b"content")  # True or False: what counts is what is stored
-    assert storage.get("x") == b"content"
-    assert lost["left"] < 2
-
-
-def test_a_conflict_that_leaves_nothing_is_tried_again(url, service):
-    storage = ObjectStorage(url)
-    storage.create("first", b"")
-    conflicts = iter([409, 409])
-    service.misbehave = lambda method, *_: next(conflicts, None) if method == "PUT" else None
-    assert storage.create("x", b"content")
-    assert storage.get("x") == b"content"
-
-
-def test_a_service_that_stays_away_is_a_passing_failure(url, service, samples, impatient):
-    store = open_store(url, create=True)
-    table = store.table(store.put_encoder(samples.identity))
-    samples.fill(table, samples.digests(32))
-    service.misbehave = lambda *_: 503
-    fresh = store.table
-    for ask in (store.pools, lambda: fresh(table.encoder_id), lambda: store.put_encoder({"a": 1})):
-        with pytest.raises(StorageUnavailableError, match=r"503.*SlowDown.*Run the same command"):
-            ask()
-    with pytest.raises(StorageUnavailableError):
-        table.read(samples.digests(32))
-    service.reset()
-    np.testing.assert_array_equal(
-        table.read(samples.digests(32)), samples.embed(samples.digests(32))
-    )
-
-
-def test_a_service_that_is_not_there_is_a_passing_failure(url, impatient, monkeypatch):
-    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
-    with pytest.raises(StorageUnavailableError, match="must answer"):
+        service.misbehave = ignore
+        with pytest.raises(FeatureStoreError, match=r"If-None-Match.*created an object twice"):
+            open_store(url, create=True)
+        service.misbehave = lambda method, *_: 501 if method == "PUT" else None
+        with pytest.raises(FeatureStoreError, match=r"If-None-Match.*does not know"):
+            open_store(url, create=True)
+        service.reset()
+        with pytest.raises(StoreNotFoundError):
+            open_store(url)
         open_store(url, create=True)
 
 
-def test_a_missing_bucket_is_named(service):
-    for create in (True, False):
-        with pytest.raises(FeatureStoreError, match=r"bucket of a store must exist.*'absent'"):
-            open_store("s3://absent/store", create=create)
-    with pytest.raises(FeatureStoreError, match="bucket of a store must exist"):
-        ObjectStorage("s3://absent").create("x", b"1")
+class TestGoogle(ObjectStoreContract):
+    @pytest.fixture
+    def service(self, gcs, monkeypatch):
+        with gcs.in_use(monkeypatch) as service:
+            yield service
+
+    @pytest.fixture
+    def url(self, service):
+        return f"gs://bucket/some/prefix-{next(_numbers)}"
 
 
-def test_wrong_credentials_are_named(url, service):
-    service.misbehave = lambda *_: 403
-    with pytest.raises(FeatureStoreError, match=r"Credentials must allow.*AWS_ACCESS_KEY_ID"):
-        open_store(url)
+class TestGoogleTestbench(TestGoogle):
+    @pytest.fixture
+    def service(self, testbench, monkeypatch):
+        with testbench.in_use(monkeypatch) as service:
+            yield service
 
 
-def test_a_service_without_conditional_writes_is_refused(url, service):
-    def ignore(method, path, headers):
-        for name in [name for name in headers if name.lower() == "if-none-match"]:
-            del headers[name]
+class TestAzure(ObjectStoreContract):
+    @pytest.fixture
+    def service(self, azure, monkeypatch):
+        with azure.in_use(monkeypatch) as service:
+            yield service
 
-    service.misbehave = ignore
-    with pytest.raises(FeatureStoreError, match=r"If-None-Match.*created an object twice"):
-        open_store(url, create=True)
-    service.misbehave = lambda method, *_: 501 if method == "PUT" else None
-    with pytest.raises(FeatureStoreError, match=r"If-None-Match.*does not know"):
-        open_store(url, create=True)
-    service.reset()
-    with pytest.raises(StoreNotFoundError):
-        open_store(url)
-    open_store(url, create=True)
-
-
-def test_requests_follow_the_need(url, samples, service):
-    table_store = make_store(ObjectStorage(url))
-    table = table_store.table(table_store.put_encoder(samples.identity))
-    # 2 chunks of 2 MiB: near rows are fetched together, far ones apart.
-    digests, dim = samples.digests(4096), 512
-    wide = np.repeat(samples.embed(digests), dim // 8, axis=1)
-    (plan,) = table.plan(digests, dim=dim, dtype="float16", chunk_rows=2048, segment_rows=4096)
-    writer = table.writer(plan)
-    for chunk in writer.pending():
-        writer.write(chunk, wide[chunk.start : chunk.stop])
-    writer.seal()
-    table.missing(digests)  # opens the segment
-
-    def fetched(rows, **options):
-        service.log.clear()
-        np.testing.assert_array_equal(table.read(digests[rows], **options), wide[rows])
-        return len([path for path in service.answered("GET", 206) if "/embeddings/" in path])
-
-    assert fetched(np.arange(4096)) == 2
-    assert fetched(np.arange(100, 4000), verify=False) == 2
-    fresh = table_store.table(table.encoder_id)
-    fresh.missing(digests)
-    table = fresh
-    assert fetched([5, 4000]) == 2  # whole chunks, checked
-    assert fetched([6, 7, 9]) == 1
-    assert fetched([6, 2000]) == 2
-    assert fetched(np.random.default_rng(0).permutation(4096)) == 2
-
-
-def test_a_store_is_copied_to_a_bucket_and_tidied_there(url, store, table, samples):
-    digests = samples.digests(64)
-    samples.fill(table, digests)
-    bucket = open_store(url, create=True)
-    assert copy_store(store, bucket).segments == 1
-    assert copy_store(store, bucket).present == 1
-    held = bucket.table(table.encoder_id)
-    np.testing.assert_array_equal(held.read(digests), samples.embed(digests))
-    (plan,) = held.plan(samples.digests(16, start=64), dim=8, dtype="float16")
-    writer = held.writer(plan)
-    writer.write(next(writer.pending()), samples.embed(plan.digests))
-    time.sleep(1.1)  # the service's clock counts seconds
-    (unfinished,) = find_garbage(bucket, older_than_s=0)
-    assert (unfinished.kind, unfinished.name.endswith(plan.id)) == ("unfinished", True)
-    assert delete_garbage(bucket, [unfinished], older_than_s=0) == (unfinished,)
-    assert find_garbage(bucket, older_than_s=0) == ()
-    assert held.verify() == []
+    @pytest.fixture
+    def url(self, service):
+        return f"az://bucket/some/prefix-{next(_numbers)}"
 
 
 def test_urls_are_checked():
@@ -294,8 +126,11 @@ def test_other_services_are_known(monkeypatch):
     assert ObjectStorage("gs://bucket/a/b/").url == "gs://bucket/a/b"
     assert ObjectStorage("az://container").url == "az://container"
     monkeypatch.delenv("AZURE_STORAGE_ACCOUNT_NAME")
-    with pytest.raises(FeatureStoreError, match="Account must be specified"):
+    with pytest.raises(StoreInputError, match=r"Account must be specified.*AZURE_STORAGE_ACC"):
         ObjectStorage("az://container")
+    monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", "/nowhere.json")
+    with pytest.raises(StoreInputError, match=r"nowhere\.json.*GOOGLE_APPLICATION_CREDENTIALS"):
+        ObjectStorage("gs://bucket")
 
 
 def test_the_missing_package_is_named(monkeypatch):
@@ -309,16 +144,3 @@ def test_the_missing_package_is_named(monkeypatch):
     monkeypatch.setattr(builtins, "__import__", refuse)
     with pytest.raises(FeatureStoreError, match=r"svp\[objectstore\]"):
         open_store("s3://bucket/store")
-
-
-def test_the_command_line_says_whether_to_come_back(url, service, impatient, capsys):
-    from svp.cli import run
-
-    open_store(url, create=True)
-    assert run(["store", "ls", url]) == 0
-    service.misbehave = lambda *_: 503
-    assert run(["store", "ls", url]) == 75
-    assert "Run the same command again later" in capsys.readouterr().err
-    service.reset()
-    assert run(["store", "ls", "s3://absent/store"]) == 3
-    assert "bucket of a store must exist" in capsys.readouterr().err

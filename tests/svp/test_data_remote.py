@@ -2,10 +2,7 @@
 
 import hashlib
 import io
-import os
 import pickle
-import sys
-from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -15,12 +12,9 @@ from PIL import Image
 from feature_store import object_storage
 from svp.data import DigestCache, open_source
 from svp.errors import InputError, TemporaryError
-
-sys.path.insert(0, str(Path(__file__).parent.parent / "feature_store"))
-from s3_service import Service, running_service
+from tests.buckets.service import Service
 
 obstore = pytest.importorskip("obstore", reason="needs the extra objectstore")
-pytest.importorskip("moto", reason="needs the extra dev")
 
 
 def png(value=0):
@@ -29,30 +23,14 @@ def png(value=0):
     return stream.getvalue()
 
 
-@pytest.fixture(scope="module")
-def running():
-    with running_service() as service:
-        service.make_bucket("images")
-        service.make_bucket("other")
-        yield service
-
-
 @pytest.fixture
-def service(running, monkeypatch):
-    for name in [name for name in os.environ if name.startswith("AWS_")]:
-        monkeypatch.delenv(name)
-    for name, value in {
-        "AWS_ACCESS_KEY_ID": "key",
-        "AWS_SECRET_ACCESS_KEY": "secret",
-        "AWS_REGION": "us-east-1",
-        "AWS_ENDPOINT_URL": running.url,
-    }.items():
-        monkeypatch.setenv(name, value)
+def service(s3, monkeypatch):
     monkeypatch.setattr(object_storage, "RETRIES", 3)
     monkeypatch.setattr(object_storage, "PATIENCE_S", 5.0)
-    running.reset()
-    yield running
-    running.reset()
+    s3.make_bucket("images")
+    s3.make_bucket("other")
+    s3.reset()
+    return s3
 
 
 @pytest.fixture

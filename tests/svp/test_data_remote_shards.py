@@ -3,10 +3,8 @@
 import io
 import os
 import pickle
-import sys
 import tarfile
 import zipfile
-from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -23,11 +21,7 @@ from svp.encoders.encoder import open_encoder
 from svp.errors import InputError, TemporaryError
 from svp.progress import Silent
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "feature_store"))
-from s3_service import running_service
-
 obstore = pytest.importorskip("obstore", reason="needs the extra objectstore")
-pytest.importorskip("moto", reason="needs the extra dev")
 
 
 def png(value):
@@ -55,29 +49,13 @@ def samples(first, count):
     return members
 
 
-@pytest.fixture(scope="module")
-def running():
-    with running_service() as service:
-        service.make_bucket("shards")
-        yield service
-
-
 @pytest.fixture
-def service(running, monkeypatch):
-    for name in [name for name in os.environ if name.startswith("AWS_")]:
-        monkeypatch.delenv(name)
-    for name, value in {
-        "AWS_ACCESS_KEY_ID": "key",
-        "AWS_SECRET_ACCESS_KEY": "secret",
-        "AWS_REGION": "us-east-1",
-        "AWS_ENDPOINT_URL": running.url,
-    }.items():
-        monkeypatch.setenv(name, value)
+def service(s3, monkeypatch):
     monkeypatch.setattr(object_storage, "RETRIES", 3)
     monkeypatch.setattr(object_storage, "PATIENCE_S", 5.0)
-    running.reset()
-    yield running
-    running.reset()
+    s3.make_bucket("shards")
+    s3.reset()
+    return s3
 
 
 @pytest.fixture

@@ -1,17 +1,19 @@
-"""An S3 service on the loopback: moto's server in a process, behind a proxy that can misbehave."""
+"""A service of buckets on the loopback: a server process behind a proxy that can misbehave."""
 
 import contextlib
 import http.client
 import http.server
+import os
+import socket
 import subprocess
-import sys
 import threading
 import time
-import urllib.request
+import urllib.parse
+from typing import ClassVar
 
 
 class Service:
-    """Forwards requests one after the other, which makes moto's conditional PUT atomic.
+    """Forwards requests to a server, one after the other.
 
     Attributes:
         misbehave: Called with method, path and headers before a request is forwarded. It may
@@ -21,6 +23,14 @@ class Service:
 
     DROP = -1
     """Forward the request, then close the connection without an answer."""
+
+    scheme: ClassVar[str]
+    variables: ClassVar[tuple[str, ...]]
+    """How the names of its environment variables begin."""
+    credentials: ClassVar[str]
+    """The variable that says who asks."""
+    created: ClassVar[int] = 200
+    """What it answers when an object was made."""
 
     def __init__(self, backend_port):
         self.backend_port = backend_port
@@ -41,20 +51,35 @@ class Service:
         self.thread.join()
         self.server.server_close()
 
+    @property
+    def environment(self):
+        """Return what its users set."""
+        raise NotImplementedError
+
     def make_bucket(self, name):
-        with urllib.request.urlopen(urllib.request.Request(f"{self.url}/{name}", method="PUT")):
-            pass
+        raise NotImplementedError
+
+    @contextlib.contextmanager
+    def in_use(self, monkeypatch):
+        """Make it what this process and its children reach, behaving well at both ends."""
+        for name in [name for name in os.environ if name.startswith(self.variables)]:
+            monkeypatch.delenv(name)
+        for name, value in self.environment.items():
+            monkeypatch.setenv(name, value)
+        self.reset()
+        yield self
+        self.reset()
 
     def answered(self, method, status):
         return [path for how, path, code in self.log if (how, code) == (method, status)]
 
     def forward(self, method, path, headers, body):
-        with (
-            self.lock,
-            contextlib.closing(
-                http.client.HTTPConnection("127.0.0.1", self.backend_port, timeout=30)
-            ) as backend,
-        ):
+        with self.lock:
+            return self.ask(method, path, headers, body)
+
+    def ask(self, method, path, headers, body=b""):
+        backend = http.client.HTTPConnection("127.0.0.1", self.backend_port, timeout=30)
+        with contextlib.closing(backend):
             backend.request(method, path, body, headers)
             answer = backend.getresponse()
             return answer.status, answer.headers, answer.read()
@@ -76,12 +101,13 @@ class Service:
             def answer(self):
                 body = self.rfile.read(int(self.headers.get("content-length") or 0))
                 headers = dict(self.headers.items())
-                wrong = service.misbehave(self.command, self.path, headers)
+                path = urllib.parse.unquote(self.path)  # some clients quote slashes
+                wrong = service.misbehave(self.command, path, headers)
                 if wrong and wrong != Service.DROP:
                     status, kept, data = wrong, {}, b"<Error><Code>SlowDown</Code></Error>"
                 else:
                     status, kept, data = service.forward(self.command, self.path, headers, body)
-                service.log.append((self.command, self.path, status))
+                service.log.append((self.command, path, status))
                 if wrong == Service.DROP:
                     self.close_connection = True
                     return
@@ -100,30 +126,39 @@ class Service:
         return Handler
 
 
+def free_port():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return server.getsockname()[1]
+
+
 @contextlib.contextmanager
-def running_service():
-    """Start moto on a free port, and the proxy before it."""
-    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", "0"]
+def running(command, ready, make):
+    """Start a server, wait for the line that has `ready` in it, and put a service before it.
+
+    Args:
+        command: Of the server.
+        ready: In the line it prints when it listens.
+        make: Called with that line; returns the service.
+    """
     with subprocess.Popen(
-        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
-    ) as moto:
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as server:
         try:
             line = ""
             deadline = time.monotonic() + 60
-            while "Running on http" not in line:
-                line = moto.stderr.readline()
-                assert line or moto.poll() is None, "moto did not start"
-                assert time.monotonic() < deadline, "moto did not start"
-            port = int(line.strip().rpartition(":")[2])
+            while ready not in line:
+                line = server.stdout.readline()
+                assert line or server.poll() is None, f"{command} did not start"
+                assert time.monotonic() < deadline, f"{command} did not start"
             # Its request log would fill the pipe.
-            drain = threading.Thread(target=lambda: [None for _ in moto.stderr])
+            drain = threading.Thread(target=lambda: [None for _ in server.stdout])
             drain.start()
-            service = Service(port)
+            service = make(line)
             try:
                 yield service
             finally:
                 service.close()
         finally:
-            moto.kill()
-            moto.wait()
+            server.kill()
+            server.wait()
         drain.join()
