@@ -1,8 +1,7 @@
 """`svp init` and `svp embed`: from images to rows in the store."""
 
-import contextlib
 import operator
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -10,11 +9,14 @@ import typer
 
 from svp.cli.deviation import say_deviation
 from svp.cli.options import (
+    BatchSizeOption,
     DaskOption,
     DeviceOption,
     JsonOption,
     ResultFileOption,
     SetOption,
+    WorkersOption,
+    dask_workers,
     parse_settings,
     resolve_device,
 )
@@ -124,13 +126,8 @@ def embed(
     precision: Annotated[
         Precision | None, typer.Option("--precision", help="Numeric mode of the encoder.")
     ] = None,
-    batch_size: Annotated[
-        int | None,
-        typer.Option("--batch-size", min=0, help="Images per forward pass; 0 = automatic."),
-    ] = None,
-    workers: Annotated[
-        int | None, typer.Option("--workers", min=0, help="Decoding threads; 0 = one per core.")
-    ] = None,
+    batch_size: BatchSizeOption = None,
+    workers: WorkersOption = None,
     chunk_rows: Annotated[
         int | None,
         typer.Option("--chunk-rows", min=1, help="Rows written at once; see what a kill costs."),
@@ -216,7 +213,9 @@ def embed(
     golden: GoldenReport | None = None
     results: tuple[EmbedResult, ...]
     try:
-        with _workers(dask, device) as (own_device, extra):
+        with dask_workers(dask, device) as extra:
+            # Where others embed, the encoder only says here who it is.
+            own_device = "cpu" if extra else device
             embedded, following = _run(
                 study, source, given, parse_settings(settings), own_device, {**options, **extra}
             )
@@ -235,19 +234,6 @@ def embed(
     )
     if refused is not None:
         raise refused
-
-
-@contextlib.contextmanager
-def _workers(dask: str | None, device: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Return the device of this process, and the options that name those who embed for it."""
-    if dask is None:
-        yield device, {}
-        return
-    from svp.cluster import connect
-
-    with connect(dask) as executor:
-        # Here the encoder only says who it is.
-        yield "cpu", {"executor": executor, "worker_device": device}
 
 
 def _run(

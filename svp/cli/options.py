@@ -1,8 +1,10 @@
 """Options that mean the same in every command."""
 
+import contextlib
 import os
 import re
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -45,6 +47,25 @@ DaskOption = Annotated[
         help="Work on a Dask cluster: local, local:N, tcp://HOST:PORT or a scheduler file.",
     ),
 ]
+BatchSizeOption = Annotated[
+    int | None,
+    typer.Option("--batch-size", min=0, help="Images per forward pass; 0 = automatic."),
+]
+WorkersOption = Annotated[
+    int | None, typer.Option("--workers", min=0, help="Decoding threads; 0 = one per core.")
+]
+
+
+@contextlib.contextmanager
+def dask_workers(dask: str | None, device: str) -> Iterator[dict[str, Any]]:
+    """Return the options that name those who embed for this process; none without `--dask`."""
+    if dask is None:
+        yield {}
+        return
+    from svp.cluster import connect
+
+    with connect(dask) as executor:
+        yield {"executor": executor, "worker_device": device}
 
 
 _UNITS = {"": 1, "B": 1, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40,

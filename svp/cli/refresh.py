@@ -6,11 +6,15 @@ import typer
 
 from svp.cli.deviation import say_deviation
 from svp.cli.options import (
+    BatchSizeOption,
+    DaskOption,
     DeviceOption,
     JsonOption,
     ResultFileOption,
     SetOption,
     StudyArgument,
+    WorkersOption,
+    dask_workers,
     parse_settings,
     resolve_device,
 )
@@ -29,6 +33,9 @@ def refresh(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say what would be done and what it costs.")
     ] = False,
+    batch_size: BatchSizeOption = None,
+    workers: WorkersOption = None,
+    dask: DaskOption = None,
     device: DeviceOption = "auto",
     settings: SetOption = None,
     as_json: JsonOption = False,
@@ -37,23 +44,29 @@ def refresh(
     """Fine-tune on the labels so far and embed again, if the criterion asks for it.
 
     `svp select` does it by itself where the study says refresh.mode = "auto". Killed? Run it
-    again.
+    again. With --dask the fine-tune runs here and the workers embed.
 
-    Example:
+    Examples:
 
       svp refresh mystudy --dry-run
+
+      svp refresh mystudy --dask tcp://scheduler:8786
     """
     from svp.study.refresh import refresh as refresh_study
     from svp.study.study import Study
 
-    opened = Study.open(study, parse_settings(settings))
-    done = refresh_study(
-        opened,
-        force=force,
-        dry_run=dry_run,
-        device=resolve_device(device),
-        progress=automatic(),
-    )
+    given = {"encoder.batch_size": batch_size, "encoder.workers": workers}
+    of_this_run = {key: value for key, value in given.items() if value is not None}
+    opened = Study.open(study, {**of_this_run, **parse_settings(settings)})
+    with dask_workers(None if dry_run else dask, device) as extra:
+        done = refresh_study(
+            opened,
+            force=force,
+            dry_run=dry_run,
+            device=resolve_device(device),
+            progress=automatic(),
+            **extra,
+        )
     said = [verdict_text(done.verdict)]
     if done.refresh is not None:
         say_deviation(opened, "refresh")

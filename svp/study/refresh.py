@@ -39,6 +39,7 @@ from svp.study.study import Study
 if TYPE_CHECKING:
     from feature_store.pool import Pool
     from svp.alignment import Verdict
+    from svp.cluster.executor import Executor
     from svp.proxies import Standardiser
     from svp.study.features import Features
 
@@ -184,6 +185,8 @@ def refresh(
     force: bool = False,
     dry_run: bool = False,
     device: str = "cpu",
+    executor: "Executor | None" = None,
+    worker_device: str = "auto",
     progress: Progress | None = None,
 ) -> RefreshResult:
     """Do what the criterion asks for: refresh the features, or nothing.
@@ -192,7 +195,9 @@ def refresh(
         study: The study.
         force: Refresh whatever the criterion says.
         dry_run: Judge and estimate only.
-        device: Where to train and embed.
+        device: Where to train, and to embed without an executor.
+        executor: Whose workers embed; None = this process. Training stays here.
+        worker_device: Where the encoder runs on them; `auto` takes a GPU if there is one.
         progress: Where to report.
 
     Raises:
@@ -201,11 +206,26 @@ def refresh(
     """
     progress = progress if progress is not None else Silent()
     with contextlib.nullcontext() if dry_run else alone(study.path, "svp refresh"):
-        return _refresh(study, force=force, dry_run=dry_run, device=device, progress=progress)
+        return _refresh(
+            study,
+            force=force,
+            dry_run=dry_run,
+            device=device,
+            executor=executor,
+            worker_device=worker_device,
+            progress=progress,
+        )
 
 
 def _refresh(
-    study: Study, *, force: bool, dry_run: bool, device: str, progress: Progress
+    study: Study,
+    *,
+    force: bool,
+    dry_run: bool,
+    device: str,
+    executor: "Executor | None",
+    worker_device: str,
+    progress: Progress,
 ) -> RefreshResult:
     labels = read_labels(study)
     rounds, done = read_rounds(study), read_refreshes(study)
@@ -223,7 +243,15 @@ def _refresh(
     if dry_run or not (asked or force):
         return RefreshResult(refreshed=False, verdict=verdict, cost=cost, refresh=None)
     made = make_refresh(
-        study, pool, labels, verdict=verdict, forced=not asked, device=device, progress=progress
+        study,
+        pool,
+        labels,
+        verdict=verdict,
+        forced=not asked,
+        device=device,
+        executor=executor,
+        worker_device=worker_device,
+        progress=progress,
     )
     return RefreshResult(refreshed=True, verdict=verdict, cost=cost, refresh=made)
 
@@ -236,6 +264,8 @@ def make_refresh(
     verdict: "Verdict | None",
     forced: bool,
     device: str,
+    executor: "Executor | None" = None,
+    worker_device: str = "auto",
     progress: Progress,
 ) -> Refresh:
     """Fine-tune from the pretrained encoder, embed the pool under the result, publish both."""
@@ -262,7 +292,14 @@ def make_refresh(
     pretrained = open_encoder(study.encoder_spec, device="cpu", precision=section.precision)
     save_refreshed_encoder(folder / "encoder", tuned.model, pretrained)
     embedding = time.monotonic()
-    result = embed_by(study, str(folder / "encoder"), device=device, progress=progress)
+    result = embed_by(
+        study,
+        str(folder / "encoder"),
+        device="cpu" if executor is not None else device,
+        executor=executor,
+        worker_device=worker_device,
+        progress=progress,
+    )
     record = {
         "schema": REFRESH_SCHEMA,
         "refresh": number,
@@ -277,6 +314,7 @@ def make_refresh(
         },
         "forced": forced,
         "verdict": None if verdict is None else dataclasses.asdict(verdict),
+        "workers": [dataclasses.asdict(test) for test in result.workers],
         "evaluation": tuned.metrics.get("evaluation"),
         "seconds": {
             "finetune": round(finetune_s, 2),

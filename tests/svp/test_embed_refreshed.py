@@ -11,6 +11,7 @@ import cluster_material
 import distributed
 import pytest
 
+from svp.cli import run
 from svp.cluster.dask import DaskExecutor
 from svp.encoders.encoder import open_encoder
 from svp.progress import Silent
@@ -110,3 +111,33 @@ def test_workers_embed_by_both_encoders(refreshed: Study, monkeypatch: pytest.Mo
         assert not any(test.worker.endswith(f":{os.getpid()}") for test in result.workers)
         assert {test.golden.status for test in result.workers} == {"same"}
     assert rows_of(apart) == rows_of(alone)
+
+
+@pytest.mark.slow
+def test_a_refresh_embeds_on_workers_what_one_process_would(refreshed: Study) -> None:
+    alone, apart = copied(refreshed, "lonely"), copied(refreshed, "shared")
+    for study in (alone, apart):
+        # As if never refreshed, with nothing stored under the encoder that will be made.
+        shutil.rmtree(Path(study.store_url) / "encoders" / encoder_in_force(study))
+        shutil.rmtree(study.refreshes_dir)
+        embed_study(study, **SIZES)
+
+    def refresh(study: Study, *options: str) -> None:
+        place = f"store.url={study.store_url}"
+        assert run(["refresh", str(study.path), "--force", "--set", place, *options]) == 0
+
+    refresh(alone)
+    with cluster_material.cluster() as cluster:
+        refresh(apart, "--dask", cluster.scheduler_address, "--batch-size", "64")
+    (here,), (there,) = read_refreshes(alone), read_refreshes(apart)
+    assert there.encoder_id == here.encoder_id
+    assert here.record["workers"] == []
+    assert {test["golden"]["status"] for test in there.record["workers"]} == {"same"}
+    assert not any(test["worker"].endswith(f":{os.getpid()}") for test in there.record["workers"])
+    assert rows_of(apart) == rows_of(alone)
+    digests = apart.scan().pool.digests
+    x_alone, x_apart = (
+        study.open_store().table(there.encoder_id).read(digests) for study in (alone, apart)
+    )
+    assert len(digests) == 54
+    assert x_apart.tobytes() == x_alone.tobytes()
