@@ -3,10 +3,13 @@
 import glob
 import io
 import itertools
-from collections.abc import Iterator, Sequence
+import os
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Final
+from urllib.parse import quote
 
 from svp.data.bucket import Buckets, RemoteObject, is_url, split_url
 from svp.data.failure import DecodeError
@@ -24,10 +27,12 @@ from svp.errors import InputError
 
 _MOST_MANIFEST_BYTES: Final = 4 * 2**30
 _TAR: Final = ".tar"
-_COPY: Final = {"s3": "aws s3 cp {} .", "gs": "gcloud storage cp {} .", "az": "azcopy copy"}
+_COPY: Final = {"s3": "aws s3 cp {} .", "gs": "gcloud storage cp {} .", "az": "azcopy copy {} ."}
 _SYNC: Final = {
-    "s3": "aws s3 sync {} FOLDER", "gs": "gcloud storage rsync -r {} FOLDER", "az": "azcopy sync",
-}  # fmt: skip
+    "s3": "aws s3 sync {} FOLDER",
+    "gs": "mkdir -p FOLDER && gcloud storage rsync -r {} FOLDER",
+    "az": "mkdir -p FOLDER && azcopy sync {} FOLDER",
+}
 _FILES: Final = (*SHARD_SUFFIXES, ".zip", ".parquet")
 
 
@@ -109,8 +114,7 @@ def _open_prefix(url: str, buckets: Buckets) -> SingleSource:
         if name in DATASETS_FILES:
             raise InputError(
                 "A saved data set must be on a disk, because its files are mapped into memory. "
-                f"Got {url}. Copy it: {_SYNC[url.partition(':')[0]].format(url)}; or save it as "
-                "Parquet."
+                f"Got {url}. Copy it: {_command(_SYNC, url)}; or save it as Parquet."
             )
         if name.lower().endswith(SHARD_SUFFIXES):
             shards.append(one)
@@ -137,13 +141,23 @@ def _open_many(
     )
 
 
+def _command(commands: Mapping[str, str], url: str) -> str:
+    """Return the command of the service's own tool that copies what a URL names to a disk."""
+    scheme, _, rest = url.partition("://")
+    if scheme == "az":
+        # Its tool knows no URL of ours, only an account's address.
+        account = os.environ.get("AZURE_STORAGE_ACCOUNT_NAME", "ACCOUNT")
+        url = f"https://{account}.blob.core.windows.net/{quote(rest)}"
+    return commands[scheme].format(shlex.quote(url))
+
+
 def _refuse_compressed(found: Sequence[RemoteObject]) -> None:
     packed = next((one.url for one in found if not one.url.lower().endswith(_TAR)), None)
     if packed is not None:
         raise InputError(
             "A tar in a bucket must not be compressed, because gzip can only be read from its "
             f"beginning. Got {packed}. Store it as .tar, or copy it here: "
-            f"{_COPY[packed.partition(':')[0]].format(packed)}"
+            f"{_command(_COPY, packed)}"
         )
 
 
