@@ -123,7 +123,7 @@ def verify(
     emit(
         "svp.store.verify/1",
         {"problems": problems},
-        "\n".join(lines) if lines else f"Every byte of {checked:,} segments is as it was written.",
+        "\n".join(lines) if lines else f"Every byte is as it was written. Segments: {checked:,}.",
         as_json=as_json,
         result_file=result_file,
     )
