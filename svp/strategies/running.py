@@ -1,5 +1,6 @@
 """The one way to run a strategy: what goes in is checked, and what comes out."""
 
+import contextlib
 import dataclasses
 
 import numpy as np
@@ -9,6 +10,7 @@ import torch
 from svp.errors import InputError
 from svp.strategies.base import Budget, Int64Array, Oracle, PoolView, Selection, Strategy
 from svp.strategies.block import BLOCK_ROWS
+from svp.strategies.heap import freed_memory_returned
 from svp.strategies.wrapper import innermost
 
 BoolArray = npt.NDArray[np.bool_]
@@ -59,10 +61,11 @@ def run_strategy(
         )
     _check_needs(strategy, view, oracle)
     budget = _capped(strategy, view, b, budget)
-    if strategy.needs and not view.finite:
-        _check_finite(view, budget)
     meter = None if oracle is None or not reads_labels(strategy) else _Meter(oracle, view)
-    selection = strategy.select(view, b, seed, budget=budget, oracle=meter)
+    with contextlib.nullcontext() if budget.memory_bytes is None else freed_memory_returned():
+        if strategy.needs and not view.finite:
+            _check_finite(view, budget)
+        selection = strategy.select(view, b, seed, budget=budget, oracle=meter)
     _check_selection(strategy, view, b, selection)
     if meter is not None:
         selection = dataclasses.replace(selection, oracle_calls=len(meter.asked))
