@@ -149,10 +149,10 @@ class ObjectStoreContract(StorageContract):
         for ask in (
             store.pools, lambda: fresh(table.encoder_id), lambda: store.put_encoder({"a": 1}),
         ):  # fmt: skip
-            with pytest.raises(
-                StorageUnavailableError, match=r"503.*SlowDown.*Run the same command"
-            ):
+            with pytest.raises(StorageUnavailableError, match=r"503.*Run the same command"):
                 ask()
+        with pytest.raises(StorageUnavailableError, match="SlowDown"):  # the service's own word
+            store.pools()
         with pytest.raises(StorageUnavailableError):
             table.read(samples.digests(32))
         service.reset()
@@ -193,11 +193,6 @@ class ObjectStoreContract(StorageContract):
         assert [entry.name for entry in storage.list("")] == ["a b", "x=1&y", "ü"]
         assert [entry.name for entry in storage.list("a b")] == ["c+d.json"]
         assert {one.key for one in storage.walk("ü")} == {"ü/ä%20.bin"}
-
-    def test_more_objects_than_a_page_holds(self, storage):
-        for number in range(12):
-            storage.create(f"many/{number:04d}", b"")
-        assert len(storage.list("many")) == len(list(storage.walk("many"))) == 12
 
     def test_a_store_is_copied_to_a_bucket_and_tidied_there(self, url, store, table, samples):
         digests = samples.digests(64)
