@@ -224,8 +224,8 @@ def _import_text(done: "ImportResult") -> Iterator[str]:
         measured = done.agreement
         alpha = "undefined" if math.isnan(measured.alpha) else f"{measured.alpha:.2f}"
         yield (
-            f"Images with answers of several people: {measured.items:,}. {measured.pairwise:.0%} of "
-            f"pairs agree, Krippendorff's alpha {alpha}."
+            f"Images with answers of several people: {measured.items:,}. "
+            f"{measured.pairwise:.0%} of pairs agree, Krippendorff's alpha {alpha}."
         )
         if len(measured.annotators) > 2:
             people = [f"{one.name or 'unnamed'} {one.agreement:.0%}" for one in measured.annotators]
