@@ -30,7 +30,7 @@ from svp.progress import automatic
 from svp.proxies import LinearConfig, Proxy, Standardiser, fit_proxy
 from svp.strategies.catalog import build_strategy
 from svp.strategies.keys import hash_keys
-from svp.study import scoring
+from svp.study import moments, scoring
 from svp.study.located import TableAddress, locate
 
 GOAL_ROWS = 100_000_000
@@ -98,7 +98,7 @@ def measure(executor: Executor, folder: Path, rows: int, dim: int, keep: int) ->
     resolved_s = time.perf_counter() - began
     start_bytes = peak_bytes()
     began = time.perf_counter()
-    standardiser = scoring.standardise(
+    standardiser = moments.standardise(
         executor, address, located, device="cpu", progress=automatic()
     )
     yield {

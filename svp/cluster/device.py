@@ -1,4 +1,11 @@
-"""Where a worker computes."""
+"""Where a worker computes, and with how many threads."""
+
+import functools
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
 
 
 def worker_device(name: str) -> str:
@@ -8,6 +15,36 @@ def worker_device(name: str) -> str:
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     return name
+
+
+@functools.cache
+def own_threads() -> int:
+    """Return how many threads torch had in this process when it was first asked."""
+    import torch
+
+    return torch.get_num_threads()
+
+
+def enough_threads(count: int, sample: "Callable[[], torch.Tensor]") -> int:
+    """Return with how many threads this process may compute what `count` threads compute.
+
+    Several workers of one machine that each take the threads of all of it wait for each other, at a
+    tenth of the speed. So a worker keeps its own number where that gives the same bits.
+
+    Args:
+        count: Threads of the client.
+        sample: Computes something like the work to come, float32, the same at every call.
+    """
+    import torch
+
+    own = own_threads()
+    if own == count:
+        return count
+    use_threads(count)
+    wanted = sample()
+    use_threads(own)
+    bits = [result.contiguous().view(torch.int32) for result in (wanted, sample())]
+    return own if torch.equal(*bits) else count
 
 
 def use_threads(count: int) -> None:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from svp.cluster.device import use_threads, worker_device
+from svp.cluster.device import enough_threads, use_threads, worker_device
 from svp.cluster.executor import Advance, Executor
 from svp.progress import Progress
 from svp.study.located import Located, RowReader, TableAddress
@@ -64,6 +64,7 @@ class _Chooser:
     reader: RowReader
     proxy: "Proxy | None"
     device: str
+    threads: int
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -92,13 +93,26 @@ class ProposeJob:
 
     def open(self) -> _Chooser:
         """Open the store's table and the proxy."""
+        import torch
+
         device = worker_device(self.device)
         proxy = None if self.proxy is None else proxy_of(self.proxy, device)
-        return _Chooser(RowReader(self.address), proxy, device)
+        x_nd = torch.randn(2048, self.address.dim, generator=torch.Generator().manual_seed(0))
+        x_nd = x_nd.to(device)
+
+        def sample() -> torch.Tensor:
+            parts = [x_nd @ x_nd[:1024].T, x_nd.square().sum(dim=1), x_nd.sum(dim=0)]
+            if proxy is not None:
+                parts += [proxy.hidden(x_nd), proxy.logits(x_nd).softmax(dim=1)]
+            return torch.cat([part.flatten() for part in parts]).cpu()
+
+        return _Chooser(
+            RowReader(self.address), proxy, device, enough_threads(self.threads, sample)
+        )
 
     def run(self, state: _Chooser, part: CandidatesPart, advance: Advance) -> "Selection":
         """Return the choice of a part; its rows count the part's candidates from 0."""
-        use_threads(self.threads)
+        use_threads(state.threads)
         selection = _choose(
             self.strategy,
             state.reader.read(part.located),

@@ -19,7 +19,7 @@ from svp.cluster.executor import Executor
 from svp.errors import InputError
 from svp.progress import Progress, Silent
 from svp.seed import derive_seed
-from svp.study import hierarchy, scoring
+from svp.study import hierarchy, moments, scoring
 from svp.study.choice import Choice, Clock, Plan, learner_before, picks_of
 from svp.study.features import Features, split_rows
 from svp.study.learner import Learner, codes, fit_learner
@@ -125,7 +125,7 @@ def open_scattered(
         uris=tuple(part.uris[row] for row in kept_M.tolist()),
         located_M=located_M,
         dropped=len(part) - len(kept_M),
-        standardiser=scoring.standardise(
+        standardiser=moments.standardise(
             executor, address, located_M, device=device, progress=progress
         ),
         device=device,

@@ -23,16 +23,15 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from svp.cluster.device import use_threads, worker_device
+from svp.cluster.device import enough_threads, use_threads, worker_device
 from svp.cluster.executor import Advance, Executor
-from svp.errors import InputError
 from svp.progress import Progress
 from svp.study.located import Located, RowReader, TableAddress
 
 if TYPE_CHECKING:
     import torch
 
-    from svp.proxies import Proxy, Standardiser
+    from svp.proxies import Proxy
     from svp.strategies.base import Strategy
 
 Float32Array = npt.NDArray[np.float32]
@@ -212,8 +211,23 @@ class ScoreJob:
 
     def open(self) -> _Scorer:
         """Open the store's table and the proxy."""
-        reader = RowReader(self.address)
-        return _Scorer(reader, proxy_of(self.proxy, worker_device(self.device)), self.threads)
+        import torch
+
+        from svp.strategies.block import BLOCK_ROWS
+
+        proxy = proxy_of(self.proxy, worker_device(self.device))
+        rows = 2 * BLOCK_ROWS
+        generator = torch.Generator().manual_seed(0)
+        x_nd = torch.randn(rows, self.address.dim, generator=generator)
+
+        def sample() -> torch.Tensor:
+            scored = score_rows(
+                self.strategy, proxy, x_nd.numpy(), np.arange(rows), candidates=rows, seed=0
+            )
+            utility_n = torch.from_numpy(scored.utility_n)
+            return torch.cat([proxy.logits(x_nd.to(proxy.device)).cpu().flatten(), utility_n])
+
+        return _Scorer(RowReader(self.address), proxy, enough_threads(self.threads, sample))
 
     def run(
         self, state: _Scorer, part: RowsPart, advance: Advance
@@ -237,86 +251,6 @@ class ScoreJob:
             top.push(scored.utility_n, places_n)
             advance(len(places_n))
         return top.best()
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class _Summer:
-    reader: RowReader
-    device: str
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class MomentsJob:
-    """Sums of tiles of the pool, for its standardiser; a `svp.cluster.executor.Job`.
-
-    Attributes:
-        address: The table.
-        origin_d: The pool's first row, float32.
-        device: Where to compute.
-        threads: Of the client's torch.
-    """
-
-    address: TableAddress
-    origin_d: Float32Array
-    device: str
-    threads: int
-
-    def open(self) -> _Summer:
-        """Open the store's table."""
-        return _Summer(RowReader(self.address), worker_device(self.device))
-
-    def run(self, state: _Summer, part: Located, advance: Advance) -> Float32Array:
-        """Return the sums of the part's tiles, (tiles, 2, d)."""
-        import torch
-
-        from svp.proxies.standardiser import TILE_ROWS, tile_sums
-
-        use_threads(self.threads)
-        origin_d = torch.from_numpy(self.origin_d).to(state.device)
-        sums = []
-        for start in range(0, len(part), READ_ROWS):
-            x_nd = torch.from_numpy(state.reader.read(part.take(slice(start, start + READ_ROWS))))
-            x_nd = x_nd.to(state.device)
-            sums += [
-                tile_sums(x_nd[tile : tile + TILE_ROWS], origin_d)
-                for tile in range(0, len(x_nd), TILE_ROWS)
-            ]
-            advance(len(x_nd))
-        return torch.stack(sums).cpu().numpy()
-
-
-def standardise(
-    executor: Executor,
-    address: TableAddress,
-    located: Located,
-    *,
-    device: str,
-    progress: Progress,
-) -> "Standardiser":
-    """Return the standardiser of the located rows, with the bits of `Standardiser.fit`.
-
-    Raises:
-        InputError: If there are no rows, or a value is NaN or infinite.
-    """
-    import torch
-
-    from svp.proxies import Standardiser
-
-    if not len(located):
-        raise InputError("A standardiser must be fitted on rows. Got none. Embed the pool first.")
-    first_1d = RowReader(address).read(located.take(slice(0, 1)))
-    origin_d = np.ascontiguousarray(first_1d[0], np.float32)
-    job = MomentsJob(
-        address=address, origin_d=origin_d, device=device, threads=torch.get_num_threads()
-    )
-    parts = (
-        located.take(slice(start, start + PART_ROWS)) for start in range(0, len(located), PART_ROWS)
-    )
-    sums: dict[int, Float32Array] = {}
-    with progress.task("averaging", len(located), "rows") as task:
-        sums.update(executor.run(job, parts, task))
-    tiles = (torch.from_numpy(tile_2d) for number in sorted(sums) for tile_2d in sums[number])
-    return Standardiser.of_sums(torch.from_numpy(origin_d), tiles, len(located))
 
 
 def best_places(

@@ -21,7 +21,7 @@ from svp.proxies import LinearConfig, MLPConfig, Proxy, Standardiser, fit_proxy
 from svp.strategies.base import PoolView
 from svp.strategies.catalog import build_strategy, run_strategy
 from svp.strategies.keys import hash_keys, keys_of
-from svp.study import hierarchy, scoring
+from svp.study import hierarchy, moments, scoring
 from svp.study.located import Located, RowReader, TableAddress, locate
 
 ROWS, DIM, CLASSES, LABELLED = 5000, 24, 5, 60
@@ -168,7 +168,7 @@ def test_the_standardiser_is_that_of_one_process(executor, pool, monkeypatch):
     monkeypatch.setattr(scoring, "PART_ROWS", 8192)
     expected = Standardiser.fit(torch.from_numpy(pool.x))
     for runs_on in (executor, InProcess()):
-        found = scoring.standardise(
+        found = moments.standardise(
             runs_on, pool.address, pool.located, device="cpu", progress=Silent()
         )
         assert torch.equal(found.mean_d, expected.mean_d)
@@ -251,7 +251,7 @@ def test_a_segment_that_is_gone_is_explained(pool):
     with pytest.raises(Exception, match="Run the same command again"):
         RowReader(pool.address).read(lost)
     with pytest.raises(InputError, match="rows"):
-        scoring.standardise(
+        moments.standardise(
             InProcess(), pool.address, pool.located.take(slice(0, 0)), device="cpu",
             progress=Silent(),
         )  # fmt: skip
