@@ -145,8 +145,9 @@ class Campaign:
         self.study, self.home, self.calls = root / name, root / f"{name}-home", root / f"{name}-log"
         svp("init", self.study, "--source", root / "photos", "--encoder", root / "encoder",
             "--store", root / "store")  # fmt: skip
-        with (self.study / "study.toml").open("a") as stream:
-            stream.write('method = "supervised"\nsteps = 3\nbatch_size = 8\n')
+        path = self.study / "study.toml"
+        short = '[finetune]\nmethod = "supervised"\nsteps = 3\nbatch_size = 8\n'
+        path.write_text(path.read_text().replace("[finetune]\n", short))
         program = root / f"{name}-svp.py"
         program.write_text(
             KILLER.format(

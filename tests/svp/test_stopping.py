@@ -112,7 +112,10 @@ def test_a_stopped_command_finishes_when_it_runs_again(here, tmp_path, name, sha
     time.sleep(share * whole_s)
     process.terminate()
     _, err = process.communicate(timeout=60)
-    assert (process.returncode, err) == (143, STOPPED) or process.returncode == whole.returncode
+    # After the work is done nobody catches a signal, and all that was to be said was said.
+    late = process.returncode == -signal.SIGTERM and err in ("", whole.stderr)
+    stopped = (process.returncode, err) == (143, STOPPED)
+    assert stopped or late or process.returncode == whole.returncode
     if process.returncode == 143:
         assert timed()[1].returncode == whole.returncode
     assert not _temporary(Path.cwd())
