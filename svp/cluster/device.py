@@ -1,6 +1,5 @@
 """Where a worker computes, and with how many threads."""
 
-import functools
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -17,14 +16,6 @@ def worker_device(name: str) -> str:
     return name
 
 
-@functools.cache
-def own_threads() -> int:
-    """Return how many threads torch had in this process when it was first asked."""
-    import torch
-
-    return torch.get_num_threads()
-
-
 def enough_threads(count: int, sample: "Callable[[], torch.Tensor]") -> int:
     """Return with how many threads this process may compute what `count` threads compute.
 
@@ -37,7 +28,7 @@ def enough_threads(count: int, sample: "Callable[[], torch.Tensor]") -> int:
     """
     import torch
 
-    own = own_threads()
+    own = torch.get_num_threads()
     if own == count:
         return count
     use_threads(count)
