@@ -8,8 +8,8 @@ first quarter and the first eighth of it. The slope of seconds over rows says wh
 once everything has started; the peak of memory has to stay flat while rows grow. Nothing here
 holds the pool: vectors are drawn chunk by chunk, and read part by part.
 
-`start_bytes` is what the client held when it had found all rows (digests, index, where they lie), itself
-included, before it read a vector.
+`start_bytes` is what the client held when it had found all rows (digests, index, where they lie),
+itself included, before it read a vector.
 """
 
 import argparse
